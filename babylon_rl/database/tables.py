@@ -1,0 +1,268 @@
+"""Our own tables: schema `babylon_rl`, the source of the Alembic migrations.
+
+Tables of assets keep their history: a row is current while `superseded_at` is null, and the rows of a
+window are replaced together (`database.history`). Times are `timestamptz`. The application's tables are
+in `application_tables.py`, in a MetaData of their own that Alembic never sees.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+SCHEMA = "babylon_rl"
+
+metadata = sa.MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    },
+)
+
+Time = sa.DateTime(timezone=True)
+Real = sa.Double
+# None is SQL NULL, never the JSON value null.
+Json = JSONB(none_as_null=True)
+
+WHOLE_HOUR = r"window_id ~ '^\d{4}-\d{2}-\d{2}T\d{2}:00$'"
+
+
+def _now(name: str) -> sa.Column:
+    return sa.Column(name, Time, nullable=False, server_default=sa.func.now())
+
+
+def asset_table(name: str, key: tuple[str, ...], *columns: sa.Column, window_required: bool = True) -> sa.Table:
+    """Table of a partitioned asset: its own columns, the window, and the columns that keep history.
+
+    `key`: the columns that, with the window, name a row; unique among the current rows.
+    """
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("row_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("window_id", sa.Text, nullable=not window_required),
+        *columns,
+        sa.Column("digest", sa.Text, nullable=False, comment="SHA-256 over the window's rows as written"),
+        _now("created_at"),
+        sa.Column("superseded_at", Time),
+        sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
+        sa.Index(
+            f"uq_{name}_current",
+            "window_id",
+            *key,
+            unique=True,
+            postgresql_where=sa.text("superseded_at IS NULL"),
+            postgresql_nulls_not_distinct=True,
+        ),
+    )
+
+
+# --- what agents did -------------------------------------------------------------------------------
+
+recorded_calls = sa.Table(
+    "recorded_calls",
+    metadata,
+    sa.Column("call_id", sa.Text, primary_key=True),
+    sa.Column("trajectory_id", sa.Text, nullable=False, index=True),
+    sa.Column("step_number", sa.Integer, nullable=False),
+    sa.Column("model", sa.Text, nullable=False, comment="name under which the endpoint was asked"),
+    sa.Column("checkpoint", sa.Text, nullable=False, index=True, comment="checkpoint that answered"),
+    sa.Column("prompt_token_ids", ARRAY(sa.Integer), nullable=False),
+    sa.Column("token_ids", ARRAY(sa.Integer), nullable=False, comment="sampled tokens"),
+    sa.Column("logprobs", ARRAY(Real), nullable=False, comment="of the distribution really sampled from"),
+    sa.Column("choices", ARRAY(sa.Text), comment="the answers that constrained decoding allowed"),
+    sa.Column("temperature", Real, nullable=False),
+    sa.Column("top_p", Real, nullable=False),
+    sa.Column("exploration", Real, nullable=False, comment="share of uniform choice mixed into the policy"),
+    sa.Column("seed", sa.BigInteger),
+    sa.Column("finish_reason", sa.Text, nullable=False),
+    _now("recorded_at"),
+)
+
+# --- assets ----------------------------------------------------------------------------------------
+
+windows = asset_table(
+    "windows",
+    (),
+    sa.Column("status", sa.Text, nullable=False, comment="open | waiting | ready | too_few_agents | empty"),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("agents", sa.Integer, nullable=False),
+    sa.Column("recorded", sa.Integer, nullable=False),
+    sa.Column("usable", sa.Integer, nullable=False),
+    sa.Column("rejected", sa.Integer, nullable=False),
+    sa.Column("evaluation", sa.Integer, nullable=False, comment="rows recorded for an evaluation, not for training"),
+    sa.Column("pnl_mean", Real),
+    sa.Column("pnl_std", Real),
+    sa.Column("pnl_min", Real),
+    sa.Column("pnl_max", Real),
+    sa.Column("revision", sa.Text, nullable=False, comment="digest of the finished trajectories in the window"),
+)
+
+rejected_trajectories = asset_table(
+    "rejected_trajectories",
+    ("trajectory_id",),
+    sa.Column("trajectory_id", sa.Text, nullable=False),
+    sa.Column("agent_id", sa.Text),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    window_required=False,
+)
+
+market_outcomes = asset_table(
+    "market_outcomes",
+    ("instrument",),
+    sa.Column("instrument", sa.Text, nullable=False, comment="ticker, or id of a prediction market"),
+    sa.Column("kind", sa.Text, nullable=False, comment="ticker | question"),
+    sa.Column("question", sa.Text),
+    sa.Column("open", Real, comment="price; for a question the probability of YES"),
+    sa.Column("close", Real),
+    sa.Column("change", Real, comment="close / open - 1 for a ticker, close - open for a question"),
+    sa.Column("outcome", sa.Text, comment="up | down | flat, or YES | NO; null while unknown"),
+    sa.Column("settled", sa.Boolean, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("revision", sa.Text, nullable=False),
+)
+
+scored_trajectories = asset_table(
+    "scored_trajectories",
+    ("trajectory_id", "scorer"),
+    sa.Column("trajectory_id", sa.Text, nullable=False),
+    sa.Column("agent_id", sa.Text, nullable=False),
+    sa.Column("scorer", sa.Text, nullable=False),
+    sa.Column("scorer_version", sa.Text, nullable=False),
+    sa.Column("reward", Real, nullable=False),
+    sa.Column("parts", Json, nullable=False, comment="what the reward is made of"),
+    sa.Column("features", Json, nullable=False),
+    sa.Column("rank", sa.Integer, nullable=False, comment="1 is the window's best"),
+    sa.Column("reason", sa.Text, nullable=False, comment="one line that a person reads"),
+    sa.Column("provenance", sa.Text, nullable=False, comment="logged | no_logprobs | no_text"),
+    sa.Column("checkpoint", sa.Text, comment="behaviour policy"),
+    sa.Column("window_revision", sa.Text, nullable=False),
+    sa.Column("outcome_revision", sa.Text, nullable=False),
+)
+
+art_groups = asset_table(
+    "art_groups",
+    (),
+    sa.Column("group", Json, nullable=False, comment="the trained view: groups.trained_view.Group as JSON"),
+    sa.Column("group_digest", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, comment="trainable | too_few_members | no_spread | not_ready"),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("members", sa.Integer, nullable=False),
+    sa.Column("left_out", Json, nullable=False, comment="list of {trajectory_id, agent_id, reason}"),
+    sa.Column("scorer", sa.Text, nullable=False),
+    sa.Column("reward_mean", Real),
+    sa.Column("reward_spread", Real, comment="largest minus smallest reward"),
+)
+
+trained_checkpoints = asset_table(
+    "trained_checkpoints",
+    (),
+    sa.Column("training_run", sa.Text),
+    sa.Column("updated", sa.Boolean, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("checkpoint_id", sa.Text, comment="the state after this hour"),
+    sa.Column("parent_id", sa.Text),
+    sa.Column("snapshot_id", sa.Text),
+    sa.Column("step", sa.Integer),
+    sa.Column("groups_trained", sa.Integer, nullable=False),
+    sa.Column("groups_left_out", sa.Integer, nullable=False),
+    sa.Column("metrics", Json, nullable=False),
+)
+
+checkpoint_evaluations = asset_table(
+    "checkpoint_evaluations",
+    ("candidate", "baseline", "split"),
+    sa.Column("candidate", sa.Text, nullable=False),
+    sa.Column("baseline", sa.Text, nullable=False, comment="checkpoint, or name of a fixed policy"),
+    sa.Column("split", sa.Text, nullable=False, comment="validation | test | unseen"),
+    sa.Column("design", sa.Text, nullable=False, comment="paired-by-window"),
+    sa.Column("windows", sa.Integer, nullable=False),
+    sa.Column("effect", Real, nullable=False, comment="mean P&L of the candidate minus the baseline's, dollars"),
+    sa.Column("low", Real, nullable=False, comment="95 % interval"),
+    sa.Column("high", Real, nullable=False),
+    sa.Column("candidate_pnl", Real, nullable=False, comment="dollars an agent and window"),
+    sa.Column("baseline_pnl", Real, nullable=False),
+    sa.Column("decision", sa.Text, nullable=False, comment="promote | keep | info"),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+
+# --- models ----------------------------------------------------------------------------------------
+
+training_runs = sa.Table(
+    "training_runs",
+    metadata,
+    sa.Column("training_run", sa.Text, primary_key=True, comment="name of the model that is trained"),
+    sa.Column("base_model", sa.Text, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("settings", Json, nullable=False, comment="training settings; what a snapshot's id covers"),
+    sa.Column("schedule", Json, nullable=False, comment="how the demo lays out its windows; empty otherwise"),
+    sa.Column("first_window", sa.Text, nullable=False),
+    sa.Column("last_window", sa.Text, comment="null while the run has no end"),
+    sa.Column("state", sa.Text, nullable=False, comment="running | finished"),
+    _now("created_at"),
+)
+
+snapshots = sa.Table(
+    "snapshots",
+    metadata,
+    sa.Column("snapshot_id", sa.Text, primary_key=True, comment="SHA-256 of the content"),
+    sa.Column("training_run", sa.Text, nullable=False),
+    sa.Column("content", sa.Text, nullable=False, comment="canonical JSON: the trained views, settings and seed"),
+    sa.Column("window_ids", ARRAY(sa.Text), nullable=False),
+    _now("created_at"),
+)
+
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("checkpoint_id", sa.Text, primary_key=True),
+    sa.Column("training_run", sa.Text, nullable=False, index=True),
+    sa.Column("parent_id", sa.Text, sa.ForeignKey(f"{SCHEMA}.checkpoints.checkpoint_id")),
+    sa.Column("snapshot_id", sa.Text, sa.ForeignKey(f"{SCHEMA}.snapshots.snapshot_id")),
+    sa.Column("base_model", sa.Text, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("path", sa.Text, comment="folder of the adapter; null for the base model itself"),
+    sa.Column("weights_sha256", sa.Text),
+    sa.Column("last_window", sa.Text, comment="latest window trained on"),
+    sa.Column("metrics", Json, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, comment="ready | candidate | deleted"),
+    _now("created_at"),
+    sa.UniqueConstraint("training_run", "step"),
+)
+
+training_jobs = sa.Table(
+    "training_jobs",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("snapshot_id", sa.Text, sa.ForeignKey(f"{SCHEMA}.snapshots.snapshot_id"), nullable=False),
+    sa.Column("parent_id", sa.Text, sa.ForeignKey(f"{SCHEMA}.checkpoints.checkpoint_id"), nullable=False),
+    sa.Column("settings_digest", sa.Text, nullable=False),
+    sa.Column("backend", sa.Text, nullable=False),
+    sa.Column("remote_job_id", sa.Text),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("step_before", sa.Integer, nullable=False),
+    sa.Column("step_after", sa.Integer),
+    sa.Column("error", sa.Text),
+    _now("created_at"),
+    sa.Column("finished_at", Time),
+    sa.UniqueConstraint("snapshot_id", "parent_id", "settings_digest"),
+    sa.CheckConstraint("state IN ('submitted', 'done', 'failed', 'in_doubt')", name="state"),
+)
+
+promotions = sa.Table(
+    "promotions",
+    metadata,
+    sa.Column("promotion_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("training_run", sa.Text, nullable=False),
+    sa.Column("from_checkpoint", sa.Text),
+    sa.Column("to_checkpoint", sa.Text, sa.ForeignKey(f"{SCHEMA}.checkpoints.checkpoint_id"), nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("evidence", Json, nullable=False),
+    _now("promoted_at"),
+    # One decision a training run: a demo that is run again must not promote twice.
+    sa.UniqueConstraint("training_run", "to_checkpoint"),
+)

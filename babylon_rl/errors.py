@@ -1,0 +1,40 @@
+"""The errors that a user of babylon_rl can cause or mend.
+
+Each message says what is wrong and what to do about it; the command line prints it without a stack trace.
+"""
+
+
+class BabylonError(Exception):
+    """Base of all errors that carry their own remedy."""
+
+
+class SettingsError(BabylonError):
+    """A setting is missing, unknown or out of range."""
+
+
+class WindowIdError(BabylonError, ValueError):
+    """A text is not the id of a window."""
+
+
+class DatabaseError(BabylonError):
+    """A database cannot be reached, used or created."""
+
+
+class RecordingError(BabylonError):
+    """A recording cannot be written or read."""
+
+
+class EmptyWindowError(BabylonError):
+    """A window holds nothing that the step asked for can use."""
+
+
+class ModelError(BabylonError):
+    """Weights or tokenizer of a model are missing or damaged."""
+
+
+class TrainingError(BabylonError):
+    """An update cannot be made, or was not made."""
+
+
+class ServingError(BabylonError):
+    """The endpoint of a checkpoint cannot be started or does not answer."""

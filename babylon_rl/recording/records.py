@@ -1,0 +1,84 @@
+"""The shapes that agents record, as the application's recorder writes them (camelCase JSON in TEXT columns).
+
+`stepsJson` is a list of `Step`; absent optional keys are missing, not null; times are epoch milliseconds.
+`RecordedCall` is ours: what the application has no column for.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+
+class LLMCall(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """One call of the language model, verbatim."""
+
+    model: str
+    system_prompt: str
+    user_prompt: str
+    response: str
+    temperature: float
+    max_tokens: int
+    purpose: str  # required by the application's readers, so without a default: defaults are omitted
+    model_version: str | None = None
+    reasoning: str | None = None
+    latency_ms: float | None = None
+    action_type: str | None = None
+
+
+class Action(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """What the agent did; a malformed answer is an action with `success` false."""
+
+    action_type: str
+    parameters: dict[str, Any]
+    success: bool
+    result: dict[str, Any] | None = None
+    error: str | None = None
+    reasoning: str | None = None
+
+
+class Step(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """One step of a trajectory: what was seen, asked, answered, done and earned."""
+
+    step_number: int
+    timestamp: int
+    environment_state: dict[str, Any]
+    provider_accesses: list[dict[str, Any]]
+    llm_calls: list[LLMCall]
+    action: Action
+    reward: float
+
+
+class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent's recorded run. `pnl` and `balance` in dollars; times aware, UTC."""
+
+    trajectory_id: str
+    agent_id: str
+    window_id: str
+    start_time: datetime
+    end_time: datetime
+    steps: list[Step]
+    final_balance: float | None
+    final_pnl: float | None
+    is_training_data: bool = True
+    is_evaluation: bool = False
+    batch_id: str | None = None  # for an evaluation: "<split>:<arm>"
+
+
+class RecordedCall(msgspec.Struct, frozen=True, kw_only=True):
+    """What one LLM call sampled, and from which distribution. Row of `recorded_calls`."""
+
+    call_id: str
+    trajectory_id: str
+    step_number: int
+    model: str
+    checkpoint: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
+    choices: list[str] | None
+    temperature: float
+    top_p: float
+    exploration: float
+    seed: int | None
+    finish_reason: str
