@@ -26,7 +26,8 @@ Real = sa.Double
 # None is SQL NULL, never the JSON value null.
 Json = JSONB(none_as_null=True)
 
-WHOLE_HOUR = r"window_id ~ '^\d{4}-\d{2}-\d{2}T\d{2}:00$'"
+# The colon is escaped for SQLAlchemy, to which ":00" is a bind parameter.
+WHOLE_HOUR = r"window_id ~ '^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3])\:00$'"
 
 
 def _now(name: str) -> sa.Column:

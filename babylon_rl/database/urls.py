@@ -1,0 +1,66 @@
+"""Database URLs: the driver a library needs, what libpq understands, and what may be shown to a person."""
+
+from typing import Literal
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from babylon_rl.errors import DatabaseError
+
+# Prisma's own parameters: libpq refuses a connection string that holds one.
+PRISMA_PARAMETERS = (
+    "connection_limit",
+    "pgbouncer",
+    "pool_timeout",
+    "schema",
+    "socket_timeout",
+    "sslaccept",
+    "statement_cache_size",
+)
+
+
+def _parse(url: str) -> URL:
+    """The URL without Prisma's parameters; its `schema` becomes the search path."""
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, ValueError):
+        backend = ""
+    if backend not in ("postgres", "postgresql"):
+        raise DatabaseError(
+            "The database URL cannot be read. Write it as postgresql://user:password@host:5432/database, "
+            "with special characters of the password percent-encoded."
+        ) from None
+    schema = parsed.query.get("schema")
+    parsed = parsed.difference_update_query(PRISMA_PARAMETERS)
+    if isinstance(schema, str) and schema != "public" and "options" not in parsed.query:
+        parsed = parsed.update_query_dict({"options": f'-csearch_path="{schema}"'})
+    return parsed
+
+
+def with_driver(url: str, driver: Literal["psycopg", "psycopg2"]) -> str:
+    """`url` for SQLAlchemy with the driver named.
+
+    A bare `postgresql://` means psycopg 3 to SQLAlchemy 2.1, with which Dagster's storage fails, so both name theirs.
+    """
+    return _parse(url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+
+
+def libpq_url(url: str) -> str:
+    """`url` for libpq: psycopg.connect, psql."""
+    return _parse(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def redacted(url: str) -> str:
+    """`url` as it may be shown: without any password."""
+    try:
+        parsed = _parse(url).set(drivername="postgresql")
+    except DatabaseError:
+        return "(a URL that cannot be read)"
+    secret = [name for name in parsed.query if "password" in name.lower()]
+    return parsed.difference_update_query(secret).render_as_string(hide_password=True)
+
+
+def database_name(url: str) -> str:
+    """Name of the database that `url` points at; empty where the URL names none."""
+    return _parse(url).database or ""

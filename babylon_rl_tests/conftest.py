@@ -1,0 +1,108 @@
+"""Fixtures that every test may use: a clean environment and a real PostgreSQL."""
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from babylon_rl.database.connect import Database
+from babylon_rl.database.embedded import EmbeddedServer
+from babylon_rl.database.migrate import migrate
+from babylon_rl.settings import Settings, get_settings
+
+TEMPLATE = "migrated"
+_names = itertools.count(1)
+
+
+def _of_the_user(name: str) -> bool:
+    """Whether the environment variable is one that a user may have set and that would change a test."""
+    ours = {
+        str(alias)
+        for field in Settings.model_fields.values()
+        if field.validation_alias
+        for alias in getattr(field.validation_alias, "choices", [])
+    }
+    return (
+        name.startswith(("BABYLON_RL_", "PG", "DAGSTER_", "OPENAI_", "WANDB_"))
+        or name == "DATABASE_URL"
+        or name.upper() in ours
+    )
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No key, database or setting of the person who runs the tests reaches them."""
+    for name in list(os.environ):
+        if _of_the_user(name):
+            monkeypatch.delenv(name)
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def open_folder() -> Iterator[Path]:
+    """A folder that the server's user may enter also where root runs the tests; pytest's own is private."""
+    folder = Path(tempfile.mkdtemp(prefix="babylon_rl-tests-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server(open_folder: Path) -> Iterator[EmbeddedServer]:
+    """An embedded server of this test session."""
+    server = EmbeddedServer(open_folder / "server")
+    server.up()
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        # The data are thrown away, so no test waits for the disk.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+    yield server
+    server.down()
+
+
+@pytest.fixture(scope="session")
+def _template(server: EmbeddedServer) -> str:
+    server.create_database(TEMPLATE)
+    database = Database(server.url(TEMPLATE), embedded=True)
+    migrate(database)
+    # A template with an open connection cannot be copied.
+    database.engine().dispose()
+    return TEMPLATE
+
+
+@pytest.fixture
+def new_database(server: EmbeddedServer) -> Iterator[Callable[..., Database]]:
+    """Function that makes a database for this test: `new_database()` is empty, `template=` is copied."""
+    made: list[tuple[str, Database]] = []
+
+    def make(*, template: str = "template0", embedded: bool = True) -> Database:
+        name = f"test_{next(_names)}"
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(
+                    sql.Identifier(name), sql.Identifier(template)
+                )
+            )
+        database = Database(server.url(name), embedded=embedded)
+        made.append((name, database))
+        return database
+
+    yield make
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        for name, database in made:
+            database.engine().dispose()
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database(new_database: Callable[..., Database], _template: str) -> Database:
+    """A fresh migrated database with the application's tables, dropped after the test."""
+    return new_database(template=_template)

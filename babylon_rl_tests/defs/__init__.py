@@ -1,0 +1,1 @@
+"""Tests of babylon_rl.defs."""
