@@ -231,7 +231,6 @@ checkpoints = sa.Table(
     sa.Column("metrics", Json, nullable=False),
     sa.Column("state", sa.Text, nullable=False, comment="ready | candidate | deleted"),
     _now("created_at"),
-    sa.UniqueConstraint("training_run", "step"),
 )
 
 training_jobs = sa.Table(

@@ -328,7 +328,6 @@ def upgrade() -> None:
             ["snapshot_id"], ["babylon_rl.snapshots.snapshot_id"], name=op.f("fk_checkpoints_snapshot_id")
         ),
         sa.PrimaryKeyConstraint("checkpoint_id", name=op.f("pk_checkpoints")),
-        sa.UniqueConstraint("training_run", "step", name=op.f("uq_checkpoints_training_run_step")),
         schema="babylon_rl",
     )
     op.create_index(

@@ -1,0 +1,117 @@
+"""The `torch` backend: ART's `LocalBackend` with our `ModelService`.
+
+ART keeps its tokenizing, advantages, weights, loss, step counting and checkpoint layout; see `service` for the step.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from babylon_rl.errors import TrainingError
+from babylon_rl.groups.art_types import batch_to_art
+from babylon_rl.groups.snapshots import Snapshot, minibatch_of
+from babylon_rl.training.policy import Policy
+from babylon_rl.training.recipe import Recipe
+from babylon_rl.training.service import OPTIMIZER_FILE, RowPlan, TorchService
+
+PROJECT = "babylon_rl"
+
+
+class Update(msgspec.Struct, frozen=True):
+    """What ART returned: the folder of the new checkpoint, and the metrics averaged over the steps."""
+
+    folder: Path
+    metrics: dict[str, float]
+
+
+def row_plans(snapshot: Snapshot, policy: Policy) -> list[tuple[list[int], RowPlan]]:
+    """For each decision of the snapshot: its tokens (prompt, then answer), and what ART's tensors do not carry."""
+    shares = minibatch_of(snapshot.groups, int(snapshot.settings.get("minibatches", 1)))
+    plans = []
+    for group, minibatch in zip(snapshot.groups, shares, strict=True):
+        for member in group.members:
+            for decision in member.decisions:
+                choices = decision.choices and [answer_tokens(policy.tokenizer, text) for text in decision.choices]
+                plan = RowPlan(len(decision.prompt_token_ids), choices, decision.temperature, minibatch)
+                plans.append((decision.prompt_token_ids + decision.token_ids, plan))
+    return plans
+
+
+def answer_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a whole answer as it is sampled: the text's, then the end of the turn."""
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+async def update(
+    snapshot: Snapshot,
+    recipe: Recipe,
+    base_folder: Path,
+    parent_folder: Path | None,
+    parent_step: int,
+    work: Path,
+    device: str,
+    report: Callable[[dict[str, float]], None],
+) -> Update:
+    """Train the snapshot on top of the parent (None: the base model) inside `work`, an empty folder.
+
+    Deterministic on a CPU for a snapshot, parent and number of threads.
+    """
+    import random
+
+    import art
+
+    random.seed(snapshot.seed)  # ART shuffles and draws ids from the global state
+    policy = Policy(base_folder, device)
+    if parent_folder is None:
+        policy.add_fresh_adapter(recipe, snapshot.seed)
+    else:
+        policy.add_adapter(parent_folder, trainable=True)
+    backend = _local_backend(work)
+    model = art.TrainableModel(
+        name=snapshot.training_run, project=PROJECT, base_model=str(base_folder), base_path=str(work)
+    )
+    await backend.register(model)
+    output = work / PROJECT / "models" / snapshot.training_run
+    # ART counts steps by the folders that are there.
+    (output / "checkpoints" / f"{parent_step:04d}").mkdir(parents=True, exist_ok=True)
+    backend.service = TorchService(
+        policy,
+        recipe,
+        row_plans(snapshot, policy),
+        parent_step,
+        parent_folder / OPTIMIZER_FILE if parent_folder else None,
+        str(output),
+        report,
+    )
+    longest = max(len(tokens) for tokens, _ in row_plans(snapshot, policy))
+    result = await backend.train(
+        model,
+        batch_to_art(snapshot.groups),
+        learning_rate=recipe.learning_rate,
+        loss_fn=recipe.loss,
+        scale_rewards=False,
+        packed_sequence_length=longest,
+    )
+    if result.step != parent_step + 1 or not result.metrics.get("choosing_tokens"):
+        raise TrainingError("Nothing was trainable in the snapshot; the parent checkpoint stays.")
+    return Update(output / "checkpoints" / f"{result.step:04d}", dict(result.metrics))
+
+
+def _local_backend(work: Path) -> Any:
+    from art.local import LocalBackend
+
+    class TorchBackend(LocalBackend):
+        """`LocalBackend` whose service is ours; it packs to the longest row instead of multiples of 2048."""
+
+        service: TorchService
+
+        def __init__(self) -> None:
+            super().__init__(in_process=True, path=str(work))
+            self._packed_sequence_length_requires_chunk_alignment = False
+
+        async def _get_service(self, model: Any) -> Any:
+            return self.service
+
+    return TorchBackend()

@@ -1,0 +1,38 @@
+"""The settings of an update: what a snapshot's id covers, together with its groups and seed."""
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a policy is updated. Defaults are those of the demo with SmolLM2-135M.
+
+    `windows_per_update`: windows that one update consumes. `minibatches`: optimizer steps an update, over equal shares
+    of its windows. `advantages`: see `groups.advantages`. `exploration`: share of uniform choice mixed into the policy
+    while playing for training; the recorded log-probability is the mixture's.
+    """
+
+    windows_per_update: int = 16
+    minibatches: int = 4
+    learning_rate: float = 5e-4
+    entropy_coefficient: float = 0.02
+    max_grad_norm: float = 1.0
+    adam_betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = 3
+    lora_rank: int = 16
+    lora_layers: int = 12
+    advantages: Literal["leave_one_out", "leave_one_out_action_centred"] = "leave_one_out_action_centred"
+    loss: Literal["cispo", "ppo"] = "cispo"
+    stale_limit: int = 0
+    temperature: float = 1.0
+    exploration: float = 0.1
+
+    def as_json(self) -> dict:
+        """Plain JSON values, as stored."""
+        return msgspec.to_builtins(self)
+
+    def digest(self) -> str:
+        """SHA-256 of the settings; one for equal settings."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()

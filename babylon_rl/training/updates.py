@@ -1,0 +1,219 @@
+"""From trainable groups to checkpoints, window by window: when an update is due, and its one job in the ledger.
+
+An update is due at every `windows_per_update`-th window of a run's training range and consumes the groups since the
+last one. The job is written down before it starts; a second attempt finds it and never trains twice.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psycopg
+
+from babylon_rl.database.connect import Database
+from babylon_rl.database.bulk import read_frame
+from babylon_rl.database.history import current_rows
+from babylon_rl.database.tables import art_groups
+from babylon_rl.errors import TrainingError
+from babylon_rl.groups.build import trainable_groups
+from babylon_rl.groups.provenance import Lineage
+from babylon_rl.groups.snapshots import Snapshot, make_snapshot, save_snapshot
+from babylon_rl.settings import Settings
+from babylon_rl.training.base_models import prepare_base_model
+from babylon_rl.training.runs import (
+    Checkpoint,
+    TrainingRun,
+    base_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    run_of_window,
+    save_checkpoint,
+)
+from babylon_rl.training.trainer import TrainerRequest, TrainerResult
+from babylon_rl.windows import parse_window_id, shift_window, window_range
+
+Launch = Callable[[TrainerRequest], TrainerResult]
+
+
+def update_checkpoints(
+    database: Database, settings: Settings, window_ids: Sequence[str], launch: Launch
+) -> pd.DataFrame:
+    """Rows of `trained_checkpoints` for the windows, in order; updates that are due are made through `launch`."""
+    rows = []
+    for window_id in sorted(window_ids):
+        with database.connect() as connection:
+            run = run_of_window(connection, window_id)
+        rows.append(_row_of(database, settings, run, window_id, launch))
+    return pd.DataFrame(rows)
+
+
+def _row_of(
+    database: Database, settings: Settings, run: TrainingRun | None, window_id: str, launch: Launch
+) -> dict[str, Any]:
+    if run is None:
+        return _row(window_id, None, None, "no training run covers this window; `babylon-rl train` starts one")
+    with database.connect() as connection:
+        parent = state_before(connection, run, window_id)
+    windows = windows_since(run, window_id)
+    if windows is None:
+        return _row(window_id, run, parent, "after the run's training windows: nothing is trained here")
+    if len(windows) < run.recipe.windows_per_update:
+        reason = f"window {len(windows)} of {run.recipe.windows_per_update}: the update comes with the last"
+        return _row(window_id, run, parent, reason)
+    return _update(database, settings, run, parent, windows, launch)
+
+
+def windows_since(run: TrainingRun, window_id: str) -> list[str] | None:
+    """Windows from the last update's end up to `window_id`; None after the run's training range."""
+    train_last = run.schedule.get("train", [None, None])[1]
+    if train_last is not None and window_id > train_last:
+        return None
+    hours = int((parse_window_id(window_id) - parse_window_id(run.first_window)).total_seconds() // 3600)
+    into = hours % run.recipe.windows_per_update
+    return list(window_range(shift_window(window_id, -into), window_id))
+
+
+def state_before(connection: psycopg.Connection, run: TrainingRun, window_id: str) -> Checkpoint:
+    """The run's latest checkpoint that was trained on windows before this one only.
+
+    Where a window was trained again, the branch that came last counts.
+    """
+    earlier = [
+        checkpoint
+        for checkpoint in list_checkpoints(connection, run.training_run)
+        if checkpoint.last_window is None or checkpoint.last_window < window_id
+    ]
+    return earlier[-1]
+
+
+def _update(
+    database: Database, settings: Settings, run: TrainingRun, parent: Checkpoint, windows: list[str], launch: Launch
+) -> dict[str, Any]:
+    window_id = windows[-1]
+    with database.connect() as connection:
+        groups, others = trainable_groups(read_frame(connection, current_rows(art_groups, windows)))
+        missing = len(windows) - len(groups) - sum(others.values())
+        if missing:
+            others = {**others, "not_materialized": missing}
+        steps = {c.checkpoint_id: c.step for c in list_checkpoints(connection, run.training_run)}
+        lineage = Lineage(run.training_run, steps, parent.step)
+        try:
+            snapshot = make_snapshot(
+                groups, run.training_run, run.recipe.as_json(), run.seed, lineage=lineage, left_out=others
+            )
+        except TrainingError as error:
+            return _row(window_id, run, parent, str(error))
+        save_snapshot(connection, snapshot)
+        job_id = _open_job(connection, run, parent, snapshot)
+    request = _request(settings, run, parent, snapshot)
+    try:
+        result = launch(request)
+    except BaseException as error:
+        with database.connect() as connection:
+            _close_job(connection, job_id, "failed", None, f"{type(error).__name__}: {error}")
+        raise
+    with database.connect() as connection:
+        _book(connection, run, parent, snapshot, request, result, window_id)
+        _close_job(connection, job_id, "done", parent.step + 1, None)
+        checkpoint = load_checkpoint(connection, request.checkpoint_id)
+    left_out = len(windows) - len(snapshot.groups)
+    return {
+        **_row(window_id, run, checkpoint, f"update over {len(snapshot.groups)} of {len(windows)} windows"),
+        "updated": True,
+        "parent_id": parent.checkpoint_id,
+        "snapshot_id": snapshot.snapshot_id,
+        "groups_trained": len(snapshot.groups),
+        "groups_left_out": left_out,
+        "metrics": {"mean": result.metrics, "steps": result.steps, "left_out": snapshot.left_out},
+    }
+
+
+def _row(window_id: str, run: TrainingRun | None, state: Checkpoint | None, reason: str) -> dict[str, Any]:
+    return {
+        "window_id": window_id,
+        "training_run": run.training_run if run else None,
+        "updated": False,
+        "reason": reason,
+        "checkpoint_id": state.checkpoint_id if state else None,
+        "parent_id": state.parent_id if state else None,
+        "snapshot_id": None,
+        "step": state.step if state else None,
+        "groups_trained": 0,
+        "groups_left_out": 0,
+        "metrics": {},
+    }
+
+
+def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot: Snapshot) -> TrainerRequest:
+    checkpoint_id = f"{run.training_run}@{parent.step + 1}-{_job_digest(parent, snapshot, run)[:8]}"
+    return TrainerRequest(
+        checkpoint_id=checkpoint_id,
+        snapshot_id=snapshot.snapshot_id,
+        parent_id=parent.checkpoint_id,
+        parent_folder=parent.path,
+        parent_step=parent.step,
+        base_folder=str(prepare_base_model(run.base_model, settings.home, run.seed)),
+        folder=str(Path(settings.home) / "checkpoints" / checkpoint_id),
+        recipe=run.recipe,
+        device=settings.device,
+        threads=settings.threads,
+    )
+
+
+def _job_digest(parent: Checkpoint, snapshot: Snapshot, run: TrainingRun) -> str:
+    text = f"{parent.checkpoint_id}\n{snapshot.snapshot_id}\n{run.recipe.digest()}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _open_job(connection: psycopg.Connection, run: TrainingRun, parent: Checkpoint, snapshot: Snapshot) -> str:
+    """Write the job down, or take up the one that an earlier attempt left."""
+    job_id = _job_digest(parent, snapshot, run)
+    connection.execute(
+        """INSERT INTO babylon_rl.training_jobs
+           (job_id, snapshot_id, parent_id, settings_digest, backend, state, step_before)
+           VALUES (%s, %s, %s, %s, 'torch', 'submitted', %s)
+           ON CONFLICT (job_id) DO UPDATE SET state = 'submitted', error = NULL, finished_at = NULL
+           WHERE training_jobs.state <> 'done'""",
+        (job_id, snapshot.snapshot_id, parent.checkpoint_id, run.recipe.digest(), parent.step),
+    )
+    return job_id
+
+
+def _close_job(connection: psycopg.Connection, job_id: str, state: str, step: int | None, error: str | None) -> None:
+    connection.execute(
+        """UPDATE babylon_rl.training_jobs SET state = %s, step_after = %s, error = %s, finished_at = now()
+           WHERE job_id = %s AND state <> 'done'""",
+        (state, step, error, job_id),
+    )
+
+
+def _book(
+    connection: psycopg.Connection,
+    run: TrainingRun,
+    parent: Checkpoint,
+    snapshot: Snapshot,
+    request: TrainerRequest,
+    result: TrainerResult,
+    window_id: str,
+) -> None:
+    save_checkpoint(
+        connection,
+        Checkpoint(
+            checkpoint_id=request.checkpoint_id,
+            training_run=run.training_run,
+            parent_id=parent.checkpoint_id,
+            snapshot_id=snapshot.snapshot_id,
+            base_model=run.base_model,
+            step=parent.step + 1,
+            path=result.folder,
+            weights_sha256=result.weights_sha256,
+            last_window=window_id,
+            metrics=result.metrics,
+            state="ready",
+        ),
+    )
+
+
+__all__ = ["Launch", "TrainerRequest", "TrainerResult", "base_checkpoint", "state_before", "update_checkpoints", "windows_since"]
