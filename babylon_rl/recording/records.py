@@ -1,7 +1,7 @@
 """The shapes that agents record, as the application's recorder writes them (camelCase JSON in TEXT columns).
 
-`stepsJson` is a list of `Step`; absent optional keys are missing, not null; times are epoch milliseconds.
-`RecordedCall` is ours: what the application has no column for.
+`stepsJson` is a list of `Step`; absent optional keys are missing, not null; times are epoch milliseconds. Keys that we
+do not know are skipped. `RecordedCall` is ours: what the application has no column for.
 """
 
 from datetime import datetime
@@ -17,9 +17,11 @@ class LLMCall(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, k
     system_prompt: str
     user_prompt: str
     response: str
-    temperature: float
-    max_tokens: int
-    purpose: str  # required by the application's readers, so without a default: defaults are omitted
+    # Required by the application's readers, so without a default: defaults are omitted. Numbers may be null, which is
+    # what JavaScript writes for NaN.
+    temperature: float | None
+    max_tokens: int | None
+    purpose: str
     model_version: str | None = None
     reasoning: str | None = None
     latency_ms: float | None = None
@@ -32,25 +34,25 @@ class Action(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw
     action_type: str
     parameters: dict[str, Any]
     success: bool
-    result: dict[str, Any] | None = None
+    result: Any = None
     error: str | None = None
     reasoning: str | None = None
 
 
 class Step(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """One step of a trajectory: what was seen, asked, answered, done and earned."""
+    """One step of a trajectory: what was seen, asked, answered, done and earned. `timestamp`: epoch milliseconds."""
 
     step_number: int
-    timestamp: int
+    timestamp: int | float
     environment_state: dict[str, Any]
     provider_accesses: list[dict[str, Any]]
     llm_calls: list[LLMCall]
     action: Action
-    reward: float
+    reward: float | None
 
 
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
-    """One agent's recorded run. `pnl` and `balance` in dollars; times aware, UTC."""
+    """One agent's recorded run. `final_pnl` and `final_balance` in dollars; times aware, UTC."""
 
     trajectory_id: str
     agent_id: str
@@ -66,7 +68,10 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecordedCall(msgspec.Struct, frozen=True, kw_only=True):
-    """What one LLM call sampled, and from which distribution. Row of `recorded_calls`."""
+    """What one LLM call sampled, and from which distribution. Row of `recorded_calls`.
+
+    `call_id` is `<trajectory>-call-<step>-<number in the step>`. `logprobs`: one a token, natural logarithm.
+    """
 
     call_id: str
     trajectory_id: str
@@ -82,3 +87,10 @@ class RecordedCall(msgspec.Struct, frozen=True, kw_only=True):
     exploration: float
     seed: int | None
     finish_reason: str
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A trajectory with the calls that were logged in it."""
+
+    trajectory: Trajectory
+    calls: list[RecordedCall]

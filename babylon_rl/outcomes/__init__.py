@@ -1,0 +1,1 @@
+"""Outcomes: what the market did in a window."""

@@ -1,0 +1,51 @@
+"""A recorded window in one row: its counts, its P&L, and whether it is ready to be trained on; its rejected rows."""
+
+import statistics
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+
+from babylon_rl.recording.window import RecordedWindow
+from babylon_rl.windows import WINDOW_LENGTH, parse_window_id
+
+
+def window_summary(recorded: RecordedWindow, min_agents: int, now: datetime) -> dict[str, Any]:
+    """Row of table `windows`. `now` (aware) decides whether the hour is over; P&L is in dollars, by agent."""
+    status, reason = _status(recorded, min_agents, now)
+    pnls = list(recorded.pnl_by_agent().values())
+    return {
+        "window_id": recorded.window_id,
+        "status": status,
+        "reason": reason,
+        "agents": recorded.agents,
+        "recorded": recorded.recorded,
+        "usable": len(recorded.usable),
+        "rejected": len(recorded.rejected),
+        "evaluation": recorded.evaluation,
+        "pnl_mean": statistics.fmean(pnls) if pnls else None,
+        "pnl_std": statistics.stdev(pnls) if len(pnls) > 1 else None,
+        "pnl_min": min(pnls, default=None),
+        "pnl_max": max(pnls, default=None),
+        "revision": recorded.revision,
+    }
+
+
+def rejected_frame(recorded: RecordedWindow) -> pd.DataFrame:
+    """Rows of table `rejected_trajectories`."""
+    rows = [(recorded.window_id, r.trajectory_id, r.agent_id, r.reason, r.detail) for r in recorded.rejected]
+    return pd.DataFrame(rows, columns=["window_id", "trajectory_id", "agent_id", "reason", "detail"], dtype=object)
+
+
+def _status(recorded: RecordedWindow, min_agents: int, now: datetime) -> tuple[str, str]:
+    if now < parse_window_id(recorded.window_id) + WINDOW_LENGTH:
+        return "open", "the hour is not over"
+    if not recorded.usable:
+        if recorded.rejected:
+            return "empty", f"none of {len(recorded.rejected)} recorded trajectories can be used"
+        if recorded.evaluation:
+            return "empty", f"only {recorded.evaluation} evaluation runs were recorded"
+        return "empty", "nothing was recorded"
+    if recorded.agents < min_agents:
+        return "too_few_agents", f"{recorded.agents} of at least {min_agents} agents"
+    return "ready", f"{recorded.agents} agents"
