@@ -1,0 +1,1 @@
+"""Evaluation: paired comparisons between arms, and the gate that decides on promotion."""

@@ -1,0 +1,1 @@
+"""Groups: provenance, advantages, the trained view, ART types and immutable snapshots."""

@@ -1,0 +1,59 @@
+"""Advantages: from the rewards of a window, and of a batch of windows, to what multiplies the gradient.
+
+Equality is judged by `max - min` before any arithmetic: the mean of equal floats need not equal them ([0.1] * 3), and
+ART scales by the mean absolute advantage, which turns such rounding noise into full steps.
+"""
+
+import math
+from collections.abc import Sequence
+
+from babylon_rl.errors import TrainingError
+
+# Rewards are shares of capital: a tenth of a cent on $1,000.
+SPREAD_TOLERANCE = 1e-6
+
+# Below this, two advantages differ by rounding only.
+ROUNDING = 1e-12
+
+LEAVE_ONE_OUT = "leave_one_out"
+ACTION_CENTRED = "leave_one_out_action_centred"
+ADVANTAGES = (LEAVE_ONE_OUT, ACTION_CENTRED)
+
+
+def has_spread(values: Sequence[float], tolerance: float = SPREAD_TOLERANCE) -> bool:
+    """Whether the values differ by at least the tolerance; never for fewer than two."""
+    return len(values) > 1 and max(values) - min(values) >= tolerance
+
+
+def leave_one_out(rewards: Sequence[float]) -> list[float]:
+    """Each reward minus the mean of the others; they sum to 0 up to rounding, in any order of the rewards.
+
+    The others' mean does not depend on the agent's own action, so it is a baseline without bias. TrainingError for
+    fewer than two rewards, or one that is not finite.
+    """
+    if len(rewards) < 2:
+        raise TrainingError("An advantage needs at least two rewards in a window; play with more agents.")
+    if not all(math.isfinite(reward) for reward in rewards):
+        raise TrainingError(f"A reward is not finite: {list(rewards)}. Score the window again.")
+    total = math.fsum(rewards)
+    return [reward - math.fsum((total, -reward)) / (len(rewards) - 1) for reward in rewards]
+
+
+def center_by_action(advantages: Sequence[float], actions: Sequence[str]) -> list[float]:
+    """Advantages of a batch, minus the mean advantage of their action; within an action they sum to 0.
+
+    In a batch whose markets happened to fall, every SELL has a high advantage, and the cheapest way to collect it is
+    "always SELL". Subtracting the action's own mean removes the reward for an action in itself and leaves what depends
+    on the situation it was taken in; it lowers the variance at the price of learning nothing about how often an action
+    is right overall. An action that occurs once, or always with the same advantage, gets exactly 0.
+    """
+    if len(advantages) != len(actions):
+        raise TrainingError(f"{len(advantages)} advantages and {len(actions)} actions: one action each is needed.")
+    own: dict[str, list[float]] = {}
+    for advantage, action in zip(advantages, actions, strict=True):
+        own.setdefault(action, []).append(advantage)
+    means = {action: math.fsum(values) / len(values) for action, values in own.items() if has_spread(values, ROUNDING)}
+    return [
+        advantage - means[action] if action in means else 0.0
+        for advantage, action in zip(advantages, actions, strict=True)
+    ]

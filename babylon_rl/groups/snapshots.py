@@ -1,0 +1,210 @@
+"""Snapshots: the immutable training set of one update, named by the hash of its content.
+
+A snapshot holds the trained views themselves with their final advantages, the training settings and the seed, so that
+the same content gives the same id on any machine and in any row order, and training reads nothing else.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import psycopg
+
+from babylon_rl.errors import SettingsError, TrainingError
+from babylon_rl.groups.advantages import (
+    ACTION_CENTRED,
+    ADVANTAGES,
+    LEAVE_ONE_OUT,
+    SPREAD_TOLERANCE,
+    center_by_action,
+    has_spread,
+    leave_one_out,
+)
+from babylon_rl.groups.build import NO_SPREAD, TOO_FEW_MEMBERS
+from babylon_rl.groups.provenance import STALE_LIMIT, Lineage, admitted, provenance_of
+from babylon_rl.groups.trained_view import Group, Member, canonical_json, check_numbers, decode_group
+
+FORMAT = 1
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A training set. `left_out`: how many groups or members are not in it, by reason."""
+
+    snapshot_id: str
+    training_run: str
+    content: str
+    window_ids: tuple[str, ...]
+    groups: tuple[Group, ...]
+    settings: dict[str, Any]
+    seed: int
+    left_out: dict[str, int]
+
+
+def make_snapshot(
+    groups: Iterable[Group],
+    training_run: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    *,
+    lineage: Lineage | None = None,
+    left_out: Mapping[str, int] | None = None,
+) -> Snapshot:
+    """Snapshot of the groups of one update.
+
+    `settings`: the training settings as JSON values; read here are `advantages` (leave_one_out |
+    leave_one_out_action_centred), `minibatches`, `stale_limit` and `spread_tolerance`. `lineage`: where given, only
+    members that the importance-weighted loss may use stay, and their window's advantages are computed without the
+    others. `left_out`: counts of what was left out before. TrainingError where nothing is trainable.
+    """
+    kind = settings.get("advantages", LEAVE_ONE_OUT)
+    if kind not in ADVANTAGES:
+        raise SettingsError(f"There are no advantages {kind!r}. Set `advantages` to one of: {', '.join(ADVANTAGES)}.")
+    counts: Counter[str] = Counter(left_out or {})
+    tolerance = float(settings.get("spread_tolerance", SPREAD_TOLERANCE))
+    kept: dict[str, Group] = {}
+    for group in groups:
+        if group.window_id in kept:
+            raise TrainingError(f"Window {group.window_id} is in the batch twice; an update takes a window once.")
+        members = _admitted(group, lineage, int(settings.get("stale_limit", STALE_LIMIT)), counts)
+        made = _with_advantages(group, members, tolerance, counts)
+        if made is not None:
+            kept[group.window_id] = made
+    batch = [kept[window_id] for window_id in sorted(kept)]
+    if kind == ACTION_CENTRED:
+        batch = _centred(batch, minibatch_of(batch, int(settings.get("minibatches", 1))))
+    if not any(member.advantage for group in batch for member in group.members):
+        said = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no group was given"
+        raise TrainingError(
+            f"Nothing trainable for {training_run}: {said}. Record more windows with the current checkpoint, or with "
+            "more exploration where every agent does the same."
+        )
+    content = canonical_json(
+        {
+            "format": FORMAT,
+            "training_run": training_run,
+            "settings": dict(settings),
+            "seed": seed,
+            "groups": batch,
+            "left_out": dict(counts),
+        }
+    )
+    return _snapshot(content)
+
+
+def _admitted(group: Group, lineage: Lineage | None, stale_limit: int, counts: Counter[str]) -> list[Member]:
+    members = []
+    for member in sorted(group.members, key=lambda member: member.trajectory_id):
+        for decision in member.decisions:
+            check_numbers(decision)
+        if lineage is not None:
+            provenance = provenance_of("logged", member.checkpoint.split(","), lineage)
+            if not admitted(provenance, stale_limit=stale_limit):
+                counts[f"members {provenance.label}"] += 1
+                continue
+        members.append(member)
+    return members
+
+
+def _with_advantages(group: Group, members: list[Member], tolerance: float, counts: Counter[str]) -> Group | None:
+    """The group of these members with leave-one-out advantages, or None (counted) where there are none to give."""
+    rewards = [member.reward for member in members]
+    if len(rewards) < 2:
+        counts[TOO_FEW_MEMBERS] += 1
+        return None
+    if not has_spread(rewards, tolerance):
+        counts[NO_SPREAD] += 1
+        return None
+    return _replaced(group, members, leave_one_out(rewards))
+
+
+def minibatch_of(groups: Sequence[Group], minibatches: int) -> list[int]:
+    """The minibatch of each group: equal shares of the windows, in order. An update makes one step a minibatch."""
+    shares = max(1, min(minibatches, len(groups)))
+    return [index * shares // len(groups) for index in range(len(groups))]
+
+
+def _centred(batch: list[Group], minibatches: list[int]) -> list[Group]:
+    """The batch with its advantages centred within each action of a minibatch.
+
+    Over the minibatch and not over the batch: each optimizer step follows one minibatch, and what tilts a step to one
+    side is the sum over its own answers.
+    """
+    centred = []
+    for minibatch in sorted(set(minibatches)):
+        groups = [group for group, own in zip(batch, minibatches, strict=True) if own == minibatch]
+        members = [member for group in groups for member in group.members]
+        values = iter(center_by_action([m.advantage for m in members], [action_of(m) for m in members]))
+        centred += [_replaced(group, group.members, [next(values) for _ in group.members]) for group in groups]
+    return centred
+
+
+def _replaced(group: Group, members: list[Member], advantages: list[float]) -> Group:
+    replaced = [
+        msgspec.structs.replace(member, advantage=advantage)
+        for member, advantage in zip(members, advantages, strict=True)
+    ]
+    return msgspec.structs.replace(group, members=replaced)
+
+
+def action_of(member: Member) -> str:
+    """Label of what a member did: the first word of its answer, or the set of them over several decisions.
+
+    "BUY ACME" and "BUY BOLT" are both BUY. An answer in JSON is labelled by its `action`.
+    """
+    return "+".join(sorted({_verb(decision.response) for decision in member.decisions}))
+
+
+def _verb(response: str) -> str:
+    text = response.strip()
+    if text.startswith("{"):
+        try:
+            text = str(json.loads(text).get("action", ""))
+        except json.JSONDecodeError:
+            return "malformed"
+    words = text.split()
+    return words[0].strip(".,:;!").upper() if words else "malformed"
+
+
+def save_snapshot(connection: psycopg.Connection, snapshot: Snapshot) -> None:
+    """Write the snapshot in the caller's transaction; one that is already there stays as it is."""
+    connection.execute(
+        "INSERT INTO babylon_rl.snapshots (snapshot_id, training_run, content, window_ids) VALUES (%s, %s, %s, %s) "
+        "ON CONFLICT (snapshot_id) DO NOTHING",
+        (snapshot.snapshot_id, snapshot.training_run, snapshot.content, list(snapshot.window_ids)),
+    )
+
+
+def load_snapshot(connection: psycopg.Connection, snapshot_id: str) -> Snapshot:
+    """The snapshot of that id; TrainingError where there is none, or its content is not what the id says."""
+    row = connection.execute(
+        "SELECT content FROM babylon_rl.snapshots WHERE snapshot_id = %s", (snapshot_id,)
+    ).fetchone()
+    if row is None:
+        raise TrainingError(f"There is no snapshot {snapshot_id}. Materialize trained_checkpoints to make one.")
+    if hashlib.sha256(row[0].encode()).hexdigest() != snapshot_id:
+        raise TrainingError(
+            f"Snapshot {snapshot_id} is damaged: its content has another hash. Do not train on it; delete the row and "
+            "materialize trained_checkpoints again."
+        )
+    return _snapshot(row[0])
+
+
+def _snapshot(content: str) -> Snapshot:
+    """The snapshot that the content describes, whose id is the content's hash."""
+    value = json.loads(content)
+    if value.get("format") != FORMAT:
+        raise TrainingError(f"A snapshot has format {value.get('format')}; this version reads format {FORMAT}.")
+    groups = tuple(decode_group(group) for group in value["groups"])
+    return Snapshot(
+        snapshot_id=hashlib.sha256(content.encode()).hexdigest(),
+        training_run=value["training_run"],
+        content=content,
+        window_ids=tuple(group.window_id for group in groups),
+        groups=groups,
+        settings=value["settings"],
+        seed=value["seed"],
+        left_out=value["left_out"],
+    )

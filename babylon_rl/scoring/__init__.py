@@ -1,0 +1,1 @@
+"""Scoring: features of a trajectory and the scorers that turn a window of them into rewards."""

@@ -1,0 +1,143 @@
+import math
+
+import msgspec
+import pytest
+
+from babylon_rl.errors import SettingsError, TrainingError
+from babylon_rl.groups.build import build_group
+from babylon_rl.groups.provenance import Lineage
+from babylon_rl.groups.snapshots import action_of, load_snapshot, make_snapshot, minibatch_of, save_snapshot
+from babylon_rl.groups.trained_view import decode_group
+from babylon_rl.scoring.scorers import score_window
+from babylon_rl_tests.scoring import made
+
+SETTINGS = {"advantages": "leave_one_out", "learning_rate": 5e-4}
+CENTRED = {**SETTINGS, "advantages": "leave_one_out_action_centred"}
+READY = {"status": "ready", "reason": ""}
+
+
+def group(hour, pnls, checkpoints=None):
+    window_id = f"2026-01-05T{hour:02d}:00"
+    verbs = ["BUY", "SELL", "HOLD", "SELL"]
+    own = [
+        made.trajectory(
+            f"{hour}-{i}", verbs[i % 4], pnl, agent_id=f"agent-{i}", checkpoint=(checkpoints or {}).get(i, "demo@0")
+        )
+        for i, pnl in enumerate(pnls)
+    ]
+    window = made.recorded(*own, window_id=window_id)
+    return decode_group(build_group(READY, window, score_window(window, made.outcomes(window_id)))["group"])
+
+
+def batch():
+    return [group(10, [5.0, -5.0, 0.0]), group(11, [-2.0, 3.0, 0.0, 1.0]), group(12, [4.0, 0.5])]
+
+
+def advantages_of(groups):
+    return [member.advantage for one in groups for member in one.members]
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, CENTRED])
+def test_the_id_depends_on_the_content_and_not_on_the_order(settings):
+    first = make_snapshot(batch(), "demo", settings, 1)
+    turned = [msgspec.structs.replace(one, members=one.members[::-1]) for one in reversed(batch())]
+    again = make_snapshot(turned, "demo", dict(reversed(settings.items())), 1)
+    assert again.snapshot_id == first.snapshot_id and again.content == first.content
+    others = [
+        make_snapshot(batch(), "demo", settings, 2),
+        make_snapshot(batch(), "other", settings, 1),
+        make_snapshot(batch(), "demo", {**settings, "learning_rate": 1e-4}, 1),
+        make_snapshot(batch()[:2], "demo", settings, 1),
+        make_snapshot(batch(), "demo", settings, 1, left_out={"not_ready": 1}),
+    ]
+    assert len({one.snapshot_id for one in [first, *others]}) == 6
+
+
+def test_a_snapshot_says_its_windows_in_order_and_what_was_left_out():
+    equal = group(14, [0.0, 0.0, 0.0])
+    equal = msgspec.structs.replace(equal, members=[msgspec.structs.replace(m, reward=0.1) for m in equal.members])
+    snapshot = make_snapshot([equal, *batch(), group(13, [1.0])], "demo", SETTINGS, 1, left_out={"not_ready": 2})
+    assert snapshot.window_ids == ("2026-01-05T10:00", "2026-01-05T11:00", "2026-01-05T12:00")
+    assert snapshot.left_out == {"no_spread": 1, "not_ready": 2, "too_few_members": 1}
+
+
+def test_centred_advantages_sum_to_zero_within_each_action_of_the_batch():
+    groups = make_snapshot(batch(), "demo", CENTRED, 1).groups
+    for action in ("BUY", "SELL", "HOLD"):
+        own = [m.advantage for one in groups for m in one.members if action_of(m) == action]
+        assert own and abs(math.fsum(own)) < 1e-15
+    assert advantages_of(groups) != advantages_of(make_snapshot(batch(), "demo", SETTINGS, 1).groups)
+
+
+def test_centring_is_over_each_minibatch_whose_shares_are_equal_and_in_order():
+    assert minibatch_of(batch() * 2, 4) == [0, 0, 1, 2, 2, 3]
+    assert minibatch_of(batch(), 8) == [0, 1, 2] and minibatch_of(batch(), 0) == [0, 0, 0]
+    groups = make_snapshot(batch(), "demo", {**CENTRED, "minibatches": 2}, 1).groups
+    for share in (groups[:2], groups[2:]):
+        for action in ("BUY", "SELL", "HOLD"):
+            assert abs(math.fsum(m.advantage for one in share for m in one.members if action_of(m) == action)) < 1e-15
+
+
+def test_members_outside_the_lineage_are_left_out_before_the_advantages():
+    mixed = group(10, [5.0, -5.0, 0.0, 9.0], {3: "gpt", 2: "demo@1"})
+    lineage = Lineage("demo", {"demo@0": 0, "demo@1": 1}, current=1)
+    snapshot = make_snapshot([mixed], "demo", SETTINGS, 1, lineage=lineage)
+    assert snapshot.left_out == {"members foreign_model": 1}
+    assert len(snapshot.groups[0].members) == 3 and abs(math.fsum(advantages_of(snapshot.groups))) < 1e-15
+    strict = {**SETTINGS, "stale_limit": 0}
+    with pytest.raises(TrainingError, match="2 members stale"):
+        make_snapshot([mixed], "demo", strict, 1, lineage=lineage)
+
+
+def test_nothing_trainable_is_an_error_that_says_why():
+    with pytest.raises(TrainingError, match="no group was given"):
+        make_snapshot([], "demo", SETTINGS, 1)
+    with pytest.raises(TrainingError, match="1 too_few_members"):
+        make_snapshot([group(10, [1.0])], "demo", SETTINGS, 1)
+    # Each action occurs once: centring leaves nothing.
+    with pytest.raises(TrainingError, match="Nothing trainable"):
+        make_snapshot([group(10, [1.0, 2.0, 0.0])], "demo", CENTRED, 1)
+
+
+def test_unknown_advantages_and_doubled_windows_are_refused():
+    with pytest.raises(SettingsError, match="leave_one_out"):
+        make_snapshot(batch(), "demo", {"advantages": "std"}, 1)
+    with pytest.raises(TrainingError, match="twice"):
+        make_snapshot([*batch(), batch()[0]], "demo", SETTINGS, 1)
+
+
+@pytest.mark.parametrize(
+    ("responses", "label"),
+    [
+        (["BUY ACME"], "BUY"),
+        ([" sell."], "SELL"),
+        (["SELL MOON", "BUY ACME", "SELL ACME"], "BUY+SELL"),
+        (['{"action": "open_long", "trade": {}}'], "OPEN_LONG"),
+        (["{broken"], "malformed"),
+        ([""], "malformed"),
+    ],
+)
+def test_a_member_is_labelled_by_what_it_answered(responses, label):
+    member = batch()[0].members[0]
+    decisions = [msgspec.structs.replace(member.decisions[0], response=response) for response in responses]
+    assert action_of(msgspec.structs.replace(member, decisions=decisions)) == label
+
+
+def test_a_stored_snapshot_comes_back_the_same_and_a_second_save_changes_nothing(database):
+    snapshot = make_snapshot(batch(), "demo", SETTINGS, 1)
+    with database.connect() as connection:
+        save_snapshot(connection, snapshot)
+        save_snapshot(connection, snapshot)
+        assert load_snapshot(connection, snapshot.snapshot_id) == snapshot
+        assert connection.execute("SELECT count(*) FROM babylon_rl.snapshots").fetchone() == (1,)
+
+
+def test_a_damaged_or_missing_snapshot_is_never_trained_on(database):
+    snapshot = make_snapshot(batch(), "demo", SETTINGS, 1)
+    with database.connect() as connection:
+        with pytest.raises(TrainingError, match="no snapshot"):
+            load_snapshot(connection, snapshot.snapshot_id)
+        save_snapshot(connection, snapshot)
+        connection.execute("UPDATE babylon_rl.snapshots SET content = replace(content, 'BUY', 'SELL')")
+        with pytest.raises(TrainingError, match="damaged"):
+            load_snapshot(connection, snapshot.snapshot_id)

@@ -1,0 +1,99 @@
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from babylon_rl.database.tables import metadata
+from babylon_rl.errors import RecordingError, SettingsError
+from babylon_rl.scoring.scorers import SCORERS, score_window
+from babylon_rl_tests.scoring import made
+
+
+def by_id(frame):
+    return frame.set_index("trajectory_id")
+
+
+def test_alpha_is_pnl_over_capital_less_exposure_times_the_markets_move():
+    window = made.recorded(made.trajectory("a", "BUY", 4.8), made.trajectory("b", "SELL", -5.2))
+    scored = by_id(score_window(window, made.outcomes()))
+    # Market +2 %, exposure 10 % of capital: 0.2 % of capital is the market's.
+    assert scored.loc["a", "reward"] == pytest.approx(0.0048 - 0.002)
+    assert scored.loc["b", "reward"] == pytest.approx(-0.0052 + 0.002)
+    assert scored.loc["a", "parts"]["market_part"] == pytest.approx(0.002)
+
+
+def test_a_question_is_not_netted_against_the_tickers():
+    window = made.recorded(made.trajectory("q", "BUY", 5.0, instrument="MOON"))
+    assert score_window(window, made.outcomes()).loc[0, "reward"] == pytest.approx(0.005)
+
+
+def test_holding_is_exactly_zero_even_where_old_positions_moved():
+    window = made.recorded(made.trajectory("h", "HOLD", 3.0), made.trajectory("g", "HOLD", 0.0))
+    assert list(score_window(window, made.outcomes())["reward"]) == [0.0, 0.0]
+
+
+def test_reason_is_one_line_that_a_person_reads():
+    window = made.recorded(made.trajectory("a", "BUY", 4.1), made.trajectory("h", "HOLD"))
+    reasons = by_id(score_window(window, made.outcomes(ACME=0.003)))["reason"]
+    assert reasons["a"] == "earned $4.10 (0.41 % of $1,000) BUY ACME; market +0.3 %"
+    assert reasons["h"] == "earned $0.00 (0.00 % of $1,000) HOLD; market +0.3 %"
+
+
+def test_columns_are_those_of_the_table():
+    table = metadata.tables["babylon_rl.scored_trajectories"]
+    history = {"row_id", "digest", "created_at", "superseded_at"}
+    for window in (made.recorded(), made.recorded(made.trajectory("a"))):
+        assert set(score_window(window, made.outcomes()).columns) == set(table.columns.keys()) - history
+
+
+@given(st.integers(0, 1000), st.sampled_from(sorted(SCORERS)))
+def test_scores_do_not_depend_on_the_order_of_rows(seed, scorer):
+    own = [made.trajectory(str(i), "BUY", float(i % 3)) for i in range(5)]
+    expected = score_window(made.recorded(*own), made.outcomes(), scorer)
+    rows = made.outcomes().sample(frac=1, random_state=seed)
+    found = score_window(made.recorded(*made.shuffled(own, seed)), rows, scorer)
+    pd.testing.assert_frame_equal(found, expected)
+    assert list(found["rank"]) == [1, 2, 3, 4, 5]
+    assert list(found["reward"]) == sorted(found["reward"], reverse=True)
+
+
+def test_outcomes_of_other_windows_change_nothing():
+    window = made.recorded(made.trajectory("a", "BUY", 4.8))
+    other = made.outcomes("2026-01-05T11:00", ACME=-0.5)
+    expected = score_window(window, made.outcomes())
+    pd.testing.assert_frame_equal(score_window(window, pd.concat([other, made.outcomes()])), expected)
+
+
+def test_a_reward_that_is_not_finite_is_refused():
+    with pytest.raises(RecordingError, match="trajectory a"):
+        score_window(made.recorded(made.trajectory("a", "BUY", math.nan)), made.outcomes())
+
+
+def test_a_trajectory_without_capital_is_shown_and_not_logged():
+    scored = score_window(made.recorded(made.trajectory("a", "HOLD", 2.0, balance=0.0)), made.outcomes())
+    assert scored.loc[0, "provenance"] == "no_capital" and scored.loc[0, "reward"] == 0.0
+
+
+def test_an_unknown_scorer_names_the_known_ones():
+    with pytest.raises(SettingsError, match="alpha, heuristic"):
+        score_window(made.recorded(), made.outcomes(), "luck")
+
+
+def test_the_heuristic_is_the_first_systems_formula_to_the_digit():
+    def lifetime(name, agent, pnl, steps):
+        rows = [made.step(n, made.action("BUY"), "BUY", pnl=pnl if n == steps - 1 else 0.0) for n in range(steps)]
+        return made.trajectory(name, steps=rows, agent_id=agent)
+
+    window = made.recorded(lifetime("a1", "a", 300.0, 3), lifetime("a2", "a", -100.0, 4), lifetime("b1", "b", 0.0, 1))
+    scored = by_id(score_window(window, made.outcomes(), "heuristic"))
+    # a: P&L 200 -> 0.6, one win in two -> 0.5, 7 steps -> 0.35; b: 0.5, 0.5, 0.05.
+    assert scored.loc["a1", "reward"] == scored.loc["a2", "reward"] == 0.5 * 0.6 + 0.3 * 0.5 + 0.2 * 0.35
+    assert scored.loc["b1", "reward"] == 0.5 * 0.5 + 0.3 * 0.5 + 0.2 * 0.05
+
+
+def test_the_heuristic_clamps_profit_and_activity():
+    rows = [made.step(n, made.action("BUY"), "BUY", pnl=5000.0) for n in range(30)]
+    scored = score_window(made.recorded(made.trajectory("a", steps=rows)), made.outcomes(), "heuristic")
+    assert scored.loc[0, "reward"] == 1.0
