@@ -124,8 +124,8 @@ def test_the_revision_changes_with_what_agents_wrote_and_not_with_what_training_
     write_runs(connection, [make_run("t1")])
     one = read_window(connection, WINDOW).revision
     connection.execute(
-        """UPDATE trajectories SET "aiJudgeReward" = 0.5, "usedInTraining" = true, "totalReward" = 9,
-           "stepsJson" = replace("stepsJson", '"reward":0.0', '"reward":1.0'), "updatedAt" = now(), "trainedInBatch" = 'b'"""
+        """UPDATE trajectories SET "aiJudgeReward" = 0.5, "usedInTraining" = true, "updatedAt" = now(),
+           "stepsJson" = replace("stepsJson", '"reward":0.0', '"reward":1.0'), "totalReward" = 9"""
     )
     assert '"reward":1.0' in connection.execute('SELECT "stepsJson" FROM trajectories').fetchone()[0]
     assert read_window(connection, WINDOW).revision == one != empty
