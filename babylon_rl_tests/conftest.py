@@ -46,10 +46,20 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     get_settings.cache_clear()
 
 
+def _memory_folder() -> str | None:
+    """Linux's folder in memory where it has room and runs programs: there a database is copied in 20 ms, not 300."""
+    folder = "/dev/shm"
+    if not os.access(folder, os.W_OK):
+        return None
+    status = os.statvfs(folder)
+    roomy = status.f_bavail * status.f_frsize > 1_000_000_000
+    return folder if roomy and not status.f_flag & os.ST_NOEXEC else None
+
+
 @pytest.fixture(scope="session")
 def open_folder() -> Iterator[Path]:
     """A folder that the server's user may enter also where root runs the tests; pytest's own is private."""
-    folder = Path(tempfile.mkdtemp(prefix="babylon_rl-tests-"))
+    folder = Path(tempfile.mkdtemp(prefix="babylon_rl-tests-", dir=_memory_folder()))
     folder.chmod(0o711)
     yield folder
     shutil.rmtree(folder)

@@ -31,9 +31,10 @@ def installation(home: Path, user: pwd.struct_passwd) -> Path:
         )
     if _runs(wheel, user):
         return wheel
-    copy = home / f"postgresql-{importlib.metadata.version(PACKAGE)}"
-    if not copy.exists():
-        _copy(wheel, copy)
+    copies = home / f"postgresql-{importlib.metadata.version(PACKAGE)}"
+    if not copies.exists():
+        _copy(wheel.parent, copies)
+    copy = copies / wheel.parent.name / INSTALLATION
     if not _runs(copy, user):
         raise DatabaseError(
             f"The user {user.pw_name!r} cannot run programs in {home}. Set BABYLON_RL_DATABASE_HOME to a folder on a "
@@ -72,15 +73,23 @@ def _runs(folder: Path, user: pwd.struct_passwd) -> bool:
         return False
 
 
-def _copy(wheel: Path, copy: Path) -> None:
-    """Copy, then rename: whoever finds the folder finds all of it."""
-    fresh = copy.with_name(copy.name + ".new")
+def _copy(package: Path, copies: Path) -> None:
+    """Copy programs and the libraries that they find beside the package; renamed at last, so what is there is whole."""
+    fresh = copies.with_name(copies.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(wheel, fresh, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+    bundled = package.with_name(package.name + ".libs")  # where Linux wheels keep libraries; on macOS .dylibs inside
+    for source in (package / INSTALLATION, bundled, package / ".dylibs"):
+        if source.exists():
+            shutil.copytree(
+                source,
+                fresh / source.relative_to(package.parent),
+                symlinks=True,
+                ignore=shutil.ignore_patterns("include", "*.a"),
+            )
     for folder, _, files in os.walk(fresh):
         os.chmod(folder, 0o755)
         for name in files:
             path = Path(folder, name)
             if not path.is_symlink():
                 path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
-    fresh.rename(copy)
+    fresh.rename(copies)

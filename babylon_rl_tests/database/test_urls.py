@@ -1,0 +1,35 @@
+"""URLs name the right driver, keep what libpq needs and show no password."""
+
+import pytest
+
+from babylon_rl.database.urls import database_name, libpq_url, redacted, with_driver
+from babylon_rl.errors import DatabaseError
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg", "postgresql+asyncpg"])
+def test_any_postgresql_url_gets_the_driver_that_was_asked_for(scheme):
+    url = f"{scheme}://u:p%40ss@host:5433/name?sslmode=require"
+    assert with_driver(url, "psycopg2") == "postgresql+psycopg2://u:p%40ss@host:5433/name?sslmode=require"
+    assert with_driver(url, "psycopg").startswith("postgresql+psycopg://")
+    assert libpq_url(url) == "postgresql://u:p%40ss@host:5433/name?sslmode=require"
+
+
+def test_prismas_parameters_are_dropped_and_its_schema_becomes_the_search_path():
+    assert libpq_url("postgresql://h/n?schema=public&connection_limit=5&pgbouncer=true") == "postgresql://h/n"
+    assert "search_path" in libpq_url("postgresql://h/n?schema=game")
+
+
+def test_no_password_is_shown():
+    assert "secret" not in redacted("postgres://u:secret@h/n?sslpassword=secret&sslmode=require")
+    assert "secret" not in redacted("postgres://u:secret@h:nonsense/n")
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/n", "secret", "postgres://u:secret@h:port/n", ""])
+def test_what_is_no_postgresql_url_is_refused_without_showing_it(url):
+    with pytest.raises(DatabaseError) as refused:
+        with_driver(url, "psycopg")
+    assert "secret" not in str(refused.value)
+
+
+def test_the_database_of_a_url_is_known():
+    assert database_name("postgresql://postgres@/babylon?host=/a/b&port=5432") == "babylon"
