@@ -1,4 +1,4 @@
-"""The IO manager between assets: DataFrames in memory, current rows of one `babylon_rl` table an asset in PostgreSQL."""
+"""The IO manager between assets: DataFrames in memory, in PostgreSQL the current rows of one table an asset."""
 
 from collections.abc import Sequence
 

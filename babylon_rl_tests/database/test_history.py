@@ -21,7 +21,15 @@ TEN, ELEVEN, TWELVE = window_range("2025-01-15T10:00", "2025-01-15T12:00")
 def outcomes(*rows: tuple[str, str, float | None]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"window_id": w, "instrument": i, "kind": "ticker", "close": c, "settled": True, "source": "t", "revision": "r"}
+            {
+                "window_id": w,
+                "instrument": i,
+                "kind": "ticker",
+                "close": c,
+                "settled": True,
+                "source": "t",
+                "revision": "r",
+            }
             for w, i, c in rows
         ]
     )

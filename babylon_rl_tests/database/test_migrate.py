@@ -73,7 +73,8 @@ def test_down_and_up_again_gives_the_same_tables(database):
 def test_migrations_at_the_same_time_wait_for_each_other(new_database):
     database = new_database()
     program = (
-        "import sys; from babylon_rl.database.connect import Database; from babylon_rl.database.migrate import migrate; "
+        "import sys; from babylon_rl.database.connect import Database; "
+        "from babylon_rl.database.migrate import migrate; "
         "migrate(Database(sys.argv[1], embedded=True))"
     )
     command_line = [sys.executable, "-c", program, database.url]
