@@ -5,18 +5,19 @@ superseded and adds the new ones at the same moment of the same transaction. Not
 """
 
 import hashlib
-import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import pandas as pd
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from babylon_rl.database.bulk import converted_rows, copy_converted
 from babylon_rl.errors import DatabaseError
@@ -111,24 +112,18 @@ def _rows_by_window(
 
 def _digest(columns: Sequence[sa.Column], rows: Sequence[Sequence[Any]]) -> str:
     """SHA-256 of the rows, whatever their order and that of the columns; NULL and an absent column are alike."""
+    # JSON is canonical already: `encode_json` sorts keys.
+    order = sorted(range(len(columns)), key=lambda i: columns[i].name)
+    named = [(i, str(columns[i].name)) for i in order]
     documents = [
-        json.dumps(
-            {c.name: _canonical(c, v) for c, v in zip(columns, row, strict=True) if v is not None},
-            sort_keys=True,
-            separators=(",", ":"),
-        )
-        for row in rows
+        msgspec.json.encode([(name, _exact(row[i])) for i, name in named if row[i] is not None]) for row in rows
     ]
-    return hashlib.sha256("\n".join(sorted(documents)).encode()).hexdigest()
+    return hashlib.sha256(b"\n".join(sorted(documents))).hexdigest()
 
 
-def _canonical(column: sa.Column, value: Any) -> Any:
-    if isinstance(column.type, JSONB):
-        # jsonb does not keep the order of keys either.
-        return json.loads(value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return value if isinstance(value, str | int | float | bool | list) else str(value)
+def _exact(value: Any) -> Any:
+    """msgspec writes infinity as null, which would make two infinities alike."""
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def _lock(connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str]) -> datetime:

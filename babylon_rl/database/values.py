@@ -21,8 +21,8 @@ from babylon_rl.errors import DatabaseError
 
 Convert = Callable[[Any], Any]
 
-# Escapes that are JSON, and that jsonb refuses: NUL and surrogates.
-REFUSED_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+# NUL as JSON escapes it, which jsonb refuses.
+REFUSED_ESCAPE = re.compile(r"\\u0000")
 
 
 def clean_text(text: str) -> str:
@@ -37,27 +37,39 @@ def clean_text(text: str) -> str:
 
 
 def encode_json(value: Any) -> str:
-    """JSON text that jsonb takes. A text is taken for JSON already, so nothing is encoded twice; NaN is refused."""
+    """JSON text that jsonb takes, keys sorted. A text is taken for JSON already, so nothing is encoded twice.
+
+    ValueError for NaN and infinity, which JSON lacks.
+    """
     if isinstance(value, str):
-        if not REFUSED_ESCAPE.search(value):
-            return clean_text(value)
-        value = json.loads(clean_text(value))
-    return clean_text(json.dumps(_clean(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+        value = json.loads(value)
+    text = _encoded(value)
+    if REFUSED_ESCAPE.search(text):
+        text = _encoded(_clean(value))
+    return clean_text(text)
+
+
+def _encoded(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _clean(value: Any) -> Any:
-    """The value with plain Python scalars and clean texts, keys included."""
+    """The value with clean texts, keys included."""
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, dict):
         return {clean_text(k) if isinstance(k, str) else k: _clean(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(v) for v in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return _clean(value.tolist())
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return value
+    return _clean(value.tolist()) if isinstance(value, np.ndarray) else value
 
 
 def is_missing(value: Any) -> bool:
