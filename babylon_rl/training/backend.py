@@ -34,9 +34,23 @@ def row_plans(snapshot: Snapshot, policy: Policy) -> list[tuple[list[int], RowPl
         for member in group.members:
             for decision in member.decisions:
                 choices = decision.choices and [answer_tokens(policy.tokenizer, text) for text in decision.choices]
-                plan = RowPlan(len(decision.prompt_token_ids), choices, decision.temperature, minibatch)
+                pair = opposite_tokens(decision.choices or [], choices or [], snapshot.settings.get("balanced_answers"))
+                plan = RowPlan(len(decision.prompt_token_ids), choices, decision.temperature, minibatch, pair)
                 plans.append((decision.prompt_token_ids + decision.token_ids, plan))
     return plans
+
+
+def opposite_tokens(
+    texts: list[str], choices: list[list[int]], balanced: list[str] | None
+) -> tuple[int, int] | None:
+    """First tokens of the two answers that are held in balance; None where the choices do not have exactly those."""
+    firsts = [
+        {tokens[0] for text, tokens in zip(texts, choices, strict=True) if text.split()[:1] == [word]}
+        for word in balanced or ()
+    ]
+    if len(firsts) != 2 or any(len(first) != 1 for first in firsts) or firsts[0] == firsts[1]:
+        return None
+    return firsts[0].pop(), firsts[1].pop()
 
 
 def answer_tokens(tokenizer: Any, text: str) -> list[int]:

@@ -34,11 +34,15 @@ class Answer(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Per token of an answer, under the masked policy: float (tokens,) log-probabilities and entropies (nats)."""
+    """Per token of an answer, under the masked policy: float (tokens,) log-probabilities and entropies (nats).
+
+    `opening`: where the first token is chosen from a few, the log-probability of each of them, by token.
+    """
 
     logprobs: "torch.Tensor"
     entropies: "torch.Tensor"
     choosing: list[bool]  # False where the mask left one token only
+    opening: "dict[int, torch.Tensor]"
 
 
 def use_threads(threads: int) -> None:
@@ -161,6 +165,7 @@ class Policy:
         weights = self.model.get_output_embeddings().weight
         zero = hidden.new_zeros(())
         logprobs, entropies = [], []
+        opening: dict[int, torch.Tensor] = {}
         for index, token in enumerate(answer.tokens):
             allowed = plan.allowed[index] if plan.allowed is not None else None
             if allowed is not None and len(allowed) == 1:
@@ -171,8 +176,10 @@ class Policy:
             distribution = torch.log_softmax((hidden[index] @ rows.T).float() / answer.temperature, dim=-1)
             logprobs.append(distribution[token if allowed is None else allowed.index(token)])
             entropies.append(-(distribution.exp() * distribution).sum())
+            if index == 0 and allowed is not None:
+                opening = dict(zip(allowed, distribution.unbind(), strict=True))
         choosing = [plan.allowed is None or len(plan.allowed[i]) > 1 for i in range(len(answer.tokens))]
-        return Evaluated(torch.stack(logprobs), torch.stack(entropies), choosing)
+        return Evaluated(torch.stack(logprobs), torch.stack(entropies), choosing, opening)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `windows_per_update`: windows that one update consumes. `minibatches`: optimizer steps an update, over equal shares
     of its windows. `advantages`: see `groups.advantages`. `exploration`: share of uniform choice mixed into the policy
     while playing for training; the recorded log-probability is the mixture's.
+
+    `balanced_answers`: two answers (by their first word) whose mean log-probabilities over a minibatch are held equal:
+    each step is projected so that it does not change their difference, and a share `balance_rate` of what is left of
+    it is taken away. What the policy learns is then when to give which, and not to give one of them always, which is
+    the direction in which small models drift first. None switches it off.
     """
 
     windows_per_update: int = 16
@@ -25,6 +30,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lora_layers: int = 12
     advantages: Literal["leave_one_out", "leave_one_out_action_centred"] = "leave_one_out_action_centred"
     loss: Literal["cispo", "ppo"] = "cispo"
+    balanced_answers: tuple[str, str] | None = ("BUY", "SELL")
+    balance_rate: float = 0.3
     stale_limit: int = 0
     temperature: float = 1.0
     exploration: float = 0.1

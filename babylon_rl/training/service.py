@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import TrainingError
-from babylon_rl.training.policy import Answer, Policy
+from babylon_rl.training.policy import Answer, Evaluated, Policy
 from babylon_rl.training.recipe import Recipe
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -28,6 +28,15 @@ class RowPlan(msgspec.Struct, frozen=True):
     choices: list[list[int]] | None
     temperature: float
     minibatch: int
+    pair: tuple[int, int] | None  # first tokens of the answers held in balance
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One answer to train on. `index`: its row in ART's tensors."""
+
+    index: int
+    answer: Answer
+    pair: tuple[int, int] | None
 
 
 class TorchService:
@@ -77,19 +86,21 @@ class TorchService:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min(1.0, taken / max(1, self.recipe.warmup_steps))
             optimizer.zero_grad()
-            metrics = self._backward(tensors, rows, _config)
+            balance = Balance(parameters, self.recipe.balance_rate)
+            metrics = self._backward(tensors, rows, _config, balance)
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.max_grad_norm)
             if not math.isfinite(float(norm)):
                 raise TrainingError("The gradient is not finite; the parent checkpoint stays. Lower the learning rate.")
             optimizer.step()
+            balance.restore()
             metrics["grad_norm"] = float(norm)
             self.report(metrics)
             yield {**metrics, "data/step_num_gradient_steps": float(len(minibatches))}
         self._save(optimizer, taken)
 
-    def _minibatches(self, tensors: Any) -> list[list[tuple[int, Answer]]]:
-        """Per minibatch its rows in a fixed order: (row of ART's tensors, the answer in it)."""
-        found: dict[int, list[tuple[int, Answer]]] = defaultdict(list)
+    def _minibatches(self, tensors: Any) -> list[list[Row]]:
+        """The rows of each minibatch, in a fixed order."""
+        found: dict[int, list[Row]] = defaultdict(list)
         lengths = tensors["assistant_mask"].long().cumsum(1).argmax(1) + 1  # one past the last trainable token
         for row, length in enumerate(lengths.tolist()):
             tokens = tensors["tokens"][row, :length].tolist()
@@ -102,54 +113,60 @@ class TorchService:
             answer = Answer(
                 tokens[: plan.prompt_length], tokens[plan.prompt_length :], plan.choices, plan.temperature
             )
-            found[plan.minibatch].append((row, answer))
+            found[plan.minibatch].append(Row(row, answer, plan.pair))
         # ART shuffles with the global random state; the order of a sum is ours to fix.
-        return [sorted(found[index], key=lambda pair: pair[1].prompt + pair[1].tokens) for index in sorted(found)]
+        return [sorted(found[index], key=lambda row: row.answer.prompt + row.answer.tokens) for index in sorted(found)]
 
-    def _backward(self, tensors: Any, rows: list[tuple[int, Answer]], loss_config: Any) -> dict[str, float]:
+    def _backward(self, tensors: Any, rows: list[Row], loss_config: Any, balance: "Balance") -> dict[str, float]:
         """Accumulate the gradient of one minibatch: mean over its answers, whatever their number of tokens."""
-        import torch
-        from art.loss import loss_fn
-
         totals: dict[str, float] = defaultdict(float)
-        for members, evaluated in self.policy.evaluate([answer for _, answer in rows]):
-            indices = torch.tensor([rows[m][0] for m in members])
-            inputs = {
-                key: value[indices].to(self.policy.device)
-                for key, value in tensors.items()
-                if isinstance(value, torch.Tensor)
-            }
-            shape = inputs["tokens"].shape
-            logprobs = torch.zeros(shape, device=self.policy.device)
-            entropies = torch.zeros(shape, device=self.policy.device)
-            for place, (member, result) in enumerate(zip(members, evaluated, strict=True)):
-                start = len(rows[member][1].prompt)
-                end = start + len(result.logprobs)
-                # ART's loss reads the log-probability of token t + 1 at position t, the entropy at its own.
-                logprobs = logprobs.index_put(
-                    (torch.tensor(place), torch.arange(start - 1, end - 1)), result.logprobs
-                )
-                entropies = entropies.index_put((torch.tensor(place), torch.arange(start, end)), result.entropies)
-                old = inputs["logprobs"][place, start:end]
-                ratios = (result.logprobs.detach() - old).exp()
-                for index, choosing in enumerate(result.choosing):
-                    if choosing:
-                        totals["ratio"] += float(ratios[index])
-                        totals["entropy"] += float(result.entropies[index].detach())
-                        totals["choosing"] += 1
-                totals["tokens"] += len(result.logprobs)
-            loss = loss_fn(inputs, logprobs, None, entropies, loss_config, reduction="sum")
-            objective = (loss.policy_loss - self.recipe.entropy_coefficient * loss.entropy) / len(rows)
-            objective.backward()
+        for members, evaluated in self.policy.evaluate([row.answer for row in rows]):
+            mine = [rows[member] for member in members]
+            objective = self._objective(tensors, mine, evaluated, loss_config, totals) / len(rows)
+            tilt = _tilt(mine, evaluated)
+            objective.backward(retain_graph=tilt is not None)
+            if tilt is not None:
+                balance.add(tilt / len(rows))
             totals["loss"] += float(objective.detach())
+        chosen = max(1.0, totals["choosing"])
         return {
             "loss": totals["loss"],
-            "entropy": totals["entropy"] / max(1.0, totals["choosing"]),
-            "ratio": totals["ratio"] / max(1.0, totals["choosing"]),
+            "entropy": totals["entropy"] / chosen,
+            "ratio": totals["ratio"] / chosen,
+            "tilt": balance.tilt,
             "trainable_tokens": totals["tokens"],
             "choosing_tokens": totals["choosing"],
             "answers": float(len(rows)),
         }
+
+    def _objective(
+        self, tensors: Any, rows: list[Row], evaluated: list[Evaluated], loss_config: Any, totals: dict[str, float]
+    ) -> Any:
+        """Sum over the rows of ART's loss, less the entropy bonus; adds to the totals what is reported."""
+        import torch
+        from art.loss import loss_fn
+
+        device = self.policy.device
+        indices = torch.tensor([row.index for row in rows])
+        inputs = {key: value[indices].to(device) for key, value in tensors.items() if isinstance(value, torch.Tensor)}
+        logprobs = torch.zeros(inputs["tokens"].shape, device=device)
+        entropies = torch.zeros(inputs["tokens"].shape, device=device)
+        for place, (row, result) in enumerate(zip(rows, evaluated, strict=True)):
+            start = len(row.answer.prompt)
+            end = start + len(result.logprobs)
+            at = torch.tensor(place, device=device)
+            # ART's loss reads the log-probability of token t + 1 at position t, the entropy at its own.
+            logprobs = logprobs.index_put((at, torch.arange(start - 1, end - 1, device=device)), result.logprobs)
+            entropies = entropies.index_put((at, torch.arange(start, end, device=device)), result.entropies)
+            ratios = (result.logprobs.detach() - inputs["logprobs"][place, start:end]).exp()
+            for index, choosing in enumerate(result.choosing):
+                if choosing:
+                    totals["ratio"] += float(ratios[index])
+                    totals["entropy"] += float(result.entropies[index].detach())
+                    totals["choosing"] += 1
+            totals["tokens"] += len(result.logprobs)
+        loss = loss_fn(inputs, logprobs, None, entropies, loss_config, reduction="sum")
+        return loss.policy_loss - self.recipe.entropy_coefficient * loss.entropy
 
     def _restore(self, optimizer: Any) -> int:
         """Continue the parent's moments and step count; 0 steps for a fresh adapter."""
@@ -180,3 +197,52 @@ class TorchService:
                 f"The checkpoint could not be written to {target} ({error}). The parent stays as it was; free some disk "
                 "space and run the command again."
             ) from error
+
+
+def _tilt(rows: list[Row], evaluated: list[Evaluated]) -> Any:
+    """Sum over the rows of log p(first balanced answer) - log p(second); None where no row has both."""
+    tilts = [
+        result.opening[row.pair[0]] - result.opening[row.pair[1]]
+        for row, result in zip(rows, evaluated, strict=True)
+        if row.pair is not None
+    ]
+    return sum(tilts) if tilts else None
+
+
+class Balance:
+    """Holds the mean preference between two opposite answers while everything else is learnt.
+
+    The tilt is the minibatch's mean difference of their log-probabilities. An optimizer step d changes it by g.d, g its
+    gradient; d is replaced by d - g (g.d + rate * tilt) / |g|^2, the nearest step that moves it by -rate * tilt instead.
+    After the step and not in the loss, for Adam scales each weight by itself and would turn the direction again.
+    """
+
+    def __init__(self, parameters: list[Any], rate: float) -> None:
+        self.parameters, self.rate, self.tilt = parameters, rate, 0.0
+        self.before = [p.detach().clone() for p in parameters]
+        self.gradient: list[Any] | None = None
+
+    def add(self, tilt: Any) -> None:
+        """Add a part of the minibatch's tilt and its gradient."""
+        import torch
+
+        gradient = torch.autograd.grad(tilt, self.parameters)
+        added = self.gradient or [torch.zeros_like(g) for g in gradient]
+        self.gradient = [a + g for a, g in zip(added, gradient, strict=True)]
+        self.tilt += float(tilt.detach())
+
+    def restore(self) -> None:
+        """Project the step that was just taken."""
+        import torch
+
+        if self.gradient is None:
+            return
+        size = sum(float((g * g).sum()) for g in self.gradient)
+        if size == 0:
+            return
+        pairs = zip(self.parameters, self.before, self.gradient, strict=True)
+        moved = sum(float(((p.detach() - old) * g).sum()) for p, old, g in pairs)
+        factor = -(moved + self.rate * self.tilt) / size
+        with torch.no_grad():
+            for parameter, g in zip(self.parameters, self.gradient, strict=True):
+                parameter.add_(g, alpha=factor)
