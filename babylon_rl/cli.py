@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,9 +116,7 @@ def play(
 
     settings = settings_for(database, model)
     with _progress() as stages:
-        summary = play_command(
-            settings, _stage(stages), windows, agents, first, duration, seed, endpoint, checkpoint
-        )
+        summary = play_command(settings, _stage(stages), windows, agents, first, duration, seed, endpoint, checkpoint)
     console.print(summary, soft_wrap=True)
 
 
@@ -135,7 +134,9 @@ def serve(
     settings = settings_for(database, model)
     base_folder, name, adapters = served_checkpoint(settings, checkpoint)
     asked_for = next(iter(adapters), name)
-    console.print(f"Serving {asked_for} at http://127.0.0.1:{port}/v1 (model {asked_for!r}); Ctrl-C ends it.", soft_wrap=True)
+    console.print(
+        f"Serving {asked_for} at http://127.0.0.1:{port}/v1 (model {asked_for!r}); Ctrl-C ends it.", soft_wrap=True
+    )
     serve_until_interrupted(base_folder, name, "127.0.0.1", port, settings.device, settings.threads, adapters)
 
 
@@ -161,7 +162,7 @@ def demo(
     plan = plan_of(settings.base_model)
     console.print(
         f"{settings.base_model}, seed {seed}: {plan.rounds} rounds of {plan.recipe.windows_per_update} windows with "
-        f"{plan.agents} agents, then {plan.validation} validation, {plan.test} test and {plan.unseen} unseen-news windows."
+        f"{plan.agents} agents, then {plan.validation} validation, {plan.test} test, {plan.unseen} unseen-news windows."
     )
     with environment(dagster_environment(settings)), _progress() as stages:
         outcome = run_demo(settings, opened, seed, plan, _stage(stages))
@@ -171,8 +172,8 @@ def demo(
 def _tell(database: Any, settings: Settings, training_run: str) -> None:
     """The demo's end: table of rounds, curve, unseen news, the decision, the next command."""
     from babylon_rl.evaluation.schedule import schedule_of
-    from babylon_rl.reporting import base_checkpoint, draw_curve, evaluation_rows, evidence_of, rounds
-    from babylon_rl.training.runs import load_run
+    from babylon_rl.reporting import draw_curve, evaluation_rows, evidence_of, rounds
+    from babylon_rl.training.runs import base_checkpoint, load_run
 
     with database.connect() as connection:
         run = load_run(connection, training_run)
@@ -184,14 +185,18 @@ def _tell(database: Any, settings: Settings, training_run: str) -> None:
         png = draw_curve(connection, run, settings.home / "plots" / f"{training_run}.png")
     assert evidence is not None
     console.print(_rounds_table(played))
-    console.print(f"Test: {evidence['candidate']} {_money(evidence['candidate_pnl'])} an agent and window, "
-                  f"start {_money(evidence['base_pnl'])}, on {evidence['windows']} later windows.", soft_wrap=True)
+    console.print(
+        f"Test: {evidence['candidate']} {_money(evidence['candidate_pnl'])} an agent and window, "
+        f"start {_money(evidence['base_pnl'])}, on {evidence['windows']} later windows.",
+        soft_wrap=True,
+    )
     unseen = evidence["unseen"]
     if unseen:
         note = " (this model knows only words it was trained on: expect nothing)" if run.base_model == "tiny" else ""
         console.print(
             f"Unseen news{note}: {_money(unseen['candidate_pnl'])}, start {_money(unseen['base_pnl'])}, effect "
-            f"{unseen['effect']:+.2f} [{unseen['interval'][0]:+.2f}, {unseen['interval'][1]:+.2f}].", soft_wrap=True
+            f"{unseen['effect']:+.2f} [{unseen['interval'][0]:+.2f}, {unseen['interval'][1]:+.2f}].",
+            soft_wrap=True,
         )
     console.print(evidence["reason"], soft_wrap=True)
     console.print(f"Learning curve: {png}", soft_wrap=True)
@@ -212,8 +217,14 @@ def _rounds_table(played: list[Any]) -> Table:
     for r in played:
         entropy = "-" if r.entropy is None else f"{r.entropy:.2f}"
         table.add_row(
-            str(r.number), str(r.windows), str(r.trajectories), f"{r.pnl:+.2f} [{r.low:+.2f}, {r.high:+.2f}]",
-            f"{r.valid:.0%}", entropy, str(r.left_out), r.checkpoint or "-",
+            str(r.number),
+            str(r.windows),
+            str(r.trajectories),
+            f"{r.pnl:+.2f} [{r.low:+.2f}, {r.high:+.2f}]",
+            f"{r.valid:.0%}",
+            entropy,
+            str(r.left_out),
+            r.checkpoint or "-",
         )
     return table
 
@@ -237,7 +248,8 @@ def status(database: DatabaseOption = None, as_json: JsonOption = False) -> None
     best = served["over_best_fixed"]
     console.print(
         f"Promoted: {served['checkpoint']}, {served['effect']:+.2f} {served['interval']} over {served['base']} and "
-        f"{best['effect']:+.2f} {best['interval']} over {best['policy']}, {served['windows']} test windows.", soft_wrap=True
+        f"{best['effect']:+.2f} {best['interval']} over {best['policy']}, {served['windows']} test windows.",
+        soft_wrap=True,
     )
 
 
@@ -289,16 +301,31 @@ def _progress() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        transient=False,
+        disable=not console.is_terminal,
     )
 
 
 def _stage(progress: Progress) -> Callable[[str, int], Callable[[], None]]:
+    if not console.is_terminal:
+        return _line_stage
+
     def begin(title: str, steps: int) -> Callable[[], None]:
         task = progress.add_task(title, total=steps)
         return lambda: progress.advance(task)
 
     return begin
+
+
+def _line_stage(title: str, steps: int) -> Callable[[], None]:
+    """Where no bar can be drawn (a log, CI): a line when a stage is done, with its time."""
+    began, left = time.monotonic(), [steps]
+
+    def advance() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            print(f"{title}: {steps} done in {time.monotonic() - began:.0f} s", flush=True)
+
+    return advance
 
 
 def main() -> None:

@@ -77,7 +77,9 @@ PLANS = {
         test=64,
         unseen=16,
         agents=8,
-        recipe=Recipe(windows_per_update=48, minibatches=12, learning_rate=4e-3, entropy_coefficient=0.03, lora_layers=2),
+        recipe=Recipe(
+            windows_per_update=48, minibatches=12, learning_rate=4e-3, entropy_coefficient=0.03, lora_layers=2
+        ),
     ),
     "smollm2-135m": Plan(rounds=8, validation=16, test=48, unseen=32, agents=8, recipe=Recipe()),
 }
@@ -249,9 +251,7 @@ class Player:
         """Wait until what was played is in the database. TrainingError where it is not: the next stages need it."""
         self.recorder.flush()
 
-    def _missing(
-        self, split: str, window_ids: Sequence[str], batch_id: str | None
-    ) -> list[tuple[str, MarketWindow]]:
+    def _missing(self, split: str, window_ids: Sequence[str], batch_id: str | None) -> list[tuple[str, MarketWindow]]:
         index = {window_id: place for place, window_id in enumerate(self.schedule.windows(split))}
         with self.database.connect() as connection:
             whole = whole_windows(connection, list(window_ids), self.schedule.agents, batch_id)
@@ -277,7 +277,7 @@ class Materializer:
         self.job = definitions.resolve_implicit_global_asset_job_def()
 
     def materialize(self, first: str, last: str, title: str, again: bool = False) -> None:
-        """Materialize the windows from first to last, unless all of them are (or `again`). TrainingError if it fails."""
+        """Materialize the windows from first to last, unless all are (or `again`). TrainingError if it fails."""
         if not again and self._complete(first, last):
             return
         done = self.stage(title, 1)
@@ -371,8 +371,8 @@ def _train(player: Player, materializer: Materializer) -> None:
         materializer.materialize(windows[0], windows[-1], f"round {number}: materialize and train")
         if _latest(player.database, run, shift_window(windows[-1], 1)).step == current.step:
             raise TrainingError(
-                f"Round {number} gave nothing to train on: every agent did the same in all {size} windows. Take another "
-                "seed (SEED=2), or a recipe with more exploration."
+                f"Round {number} gave nothing to train on: every agent did the same in all {size} windows. Take "
+                "another seed (SEED=2), or a recipe with more exploration."
             )
 
 
@@ -414,6 +414,4 @@ def _decide(database: Database, run: TrainingRun, schedule: Schedule) -> Outcome
         if evidence["decision"] == "promote":
             promote(connection, run.training_run, evidence["candidate"], "demo", evidence["reason"], evidence)
         finish_run(connection, run.training_run)
-    return Outcome(
-        training_run=run.training_run, promoted=evidence["decision"] == "promote", reason=evidence["reason"]
-    )
+    return Outcome(training_run=run.training_run, promoted=evidence["decision"] == "promote", reason=evidence["reason"])

@@ -74,10 +74,12 @@ def play_command(
         return "All of these windows are recorded already; nothing was played."
     mean = sum(p.mean_pnl for p in played) / len(played)
     valid = sum(p.valid_share for p in played) / len(played)
-    spooled = "" if report.complete else f" {report.spooled} runs wait in {report.spool_path}: {'; '.join(report.errors)}"
+    spooled = (
+        "" if report.complete else f" {report.spooled} runs wait in {report.spool_path}: {'; '.join(report.errors)}"
+    )
     return (
-        f"Played {played[0].window_id} to {played[-1].window_id} with {agents} agents: {mean:+.2f} dollars an agent and "
-        f"window, {valid:.0%} valid actions, {report.written} runs recorded.{spooled}"
+        f"Played {played[0].window_id} to {played[-1].window_id} with {agents} agents: {mean:+.2f} dollars an agent "
+        f"and window, {valid:.0%} valid actions, {report.written} runs recorded.{spooled}"
     )
 
 

@@ -14,7 +14,7 @@ from babylon_rl.database.tables import checkpoint_evaluations, scored_trajectori
 from babylon_rl.evaluation.paired import mean_interval
 from babylon_rl.evaluation.schedule import Schedule, schedule_of
 from babylon_rl.recording.reader import read_evaluation
-from babylon_rl.training.runs import TrainingRun, base_checkpoint, list_checkpoints, load_run, promoted
+from babylon_rl.training.runs import TrainingRun, list_checkpoints, load_run, promoted
 
 PNL = "dollars an agent and window"
 
@@ -176,7 +176,13 @@ def draw_curve(connection: psycopg.Connection, run: TrainingRun, target: Path) -
     if len(curve):
         errors = [(curve["pnl"] - curve["low"]).abs(), (curve["high"] - curve["pnl"]).abs()]
         axes.errorbar(
-            curve["step"], curve["pnl"], yerr=errors, fmt="s--", color="tab:orange", capsize=3, label="validation windows"
+            curve["step"],
+            curve["pnl"],
+            yerr=errors,
+            fmt="s--",
+            color="tab:orange",
+            capsize=3,
+            label="validation windows",
         )
     schedule = schedule_of(run)
     if schedule is not None:
@@ -201,6 +207,3 @@ def latest_run(connection: psycopg.Connection) -> TrainingRun | None:
         "SELECT training_run FROM babylon_rl.training_runs ORDER BY created_at DESC LIMIT 1"
     ).fetchone()
     return load_run(connection, row[0]) if row else None
-
-
-__all__ = ["Round", "base_checkpoint", "draw_curve", "evaluation_rows", "evidence_of", "latest_run", "rounds", "status"]

@@ -116,3 +116,21 @@ def new_database(server: EmbeddedServer) -> Iterator[Callable[..., Database]]:
 def database(new_database: Callable[..., Database], _template: str) -> Database:
     """A fresh migrated database with the application's tables, dropped after the test."""
     return new_database(template=_template)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a freshly initialised tiny model whose tokenizer knows the simulated market's words."""
+    from babylon_rl.loop import corpus
+    from babylon_rl.training.base_models import TINY, prepare_base_model
+
+    return prepare_base_model(TINY, tmp_path_factory.mktemp("home"), 0, corpus(40))
+
+
+@pytest.fixture
+def policy(tiny: Path):
+    """A policy on the tiny model, on one thread."""
+    from babylon_rl.training.policy import Policy, use_threads
+
+    use_threads(1)
+    return Policy(tiny)

@@ -3,6 +3,7 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import groups_metadata
 from babylon_rl.defs.partitions import SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
@@ -16,6 +17,7 @@ from babylon_rl.groups.windows import group_windows
     code_version="1",
     description="One row a window: the trained view (verbatim prompts, answers, tokens), its digest, who was left out.",
 )
+@typed_failures()
 def art_groups(
     context: dg.AssetExecutionContext,
     database: DatabaseResource,

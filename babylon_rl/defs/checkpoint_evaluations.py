@@ -3,6 +3,7 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import evaluations_metadata
 from babylon_rl.defs.partitions import RECORDED, SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
@@ -15,8 +16,9 @@ from babylon_rl.evaluation.schedule import evaluate_windows
     group_name="models",
     kinds={"postgres", "pandas"},
     code_version="1",
-    description="One row a comparison, under the last window of its evaluation: effect with interval, and the decision.",
+    description="One row a comparison, under its evaluation's last window: effect with interval, decision.",
 )
+@typed_failures()
 def checkpoint_evaluations(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
     with database.open().connect() as connection:
         frame = evaluate_windows(connection, window_ids(context))

@@ -3,6 +3,7 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import outcomes_metadata
 from babylon_rl.defs.partitions import RECORDED, SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
@@ -15,8 +16,9 @@ from babylon_rl.outcomes.outcomes import outcomes_of
     group_name="data",
     kinds={"postgres", "pandas"},
     code_version="1",
-    description="One row an instrument and window: prices at the hour's edges, change, outcome, settled or not, source.",
+    description="An instrument and window a row: prices at the hour's edges, change, outcome, settled, source.",
 )
+@typed_failures()
 def market_outcomes(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
     with database.open().connect() as connection:
         frame = outcomes_of(connection, window_ids(context))

@@ -32,7 +32,18 @@ def _cell(value: Any) -> str:
 
 def windows_metadata(frame: pd.DataFrame) -> Mapping[str, Any]:
     """Counts by status, agents and P&L a window, and the spread of P&L as a plot."""
-    columns = ("window_id", "status", "reason", "agents", "usable", "rejected", "evaluation", "pnl_mean", "pnl_min", "pnl_max")
+    columns = (
+        "window_id",
+        "status",
+        "reason",
+        "agents",
+        "usable",
+        "rejected",
+        "evaluation",
+        "pnl_mean",
+        "pnl_min",
+        "pnl_max",
+    )
     return {
         **_counts(frame, "status"),
         "windows": table(frame, columns),
@@ -76,7 +87,16 @@ def groups_metadata(frame: pd.DataFrame) -> Mapping[str, Any]:
 
 def checkpoints_metadata(frame: pd.DataFrame) -> Mapping[str, Any]:
     """State after each hour, and the curves of the last update's steps."""
-    columns = ("window_id", "updated", "reason", "checkpoint_id", "parent_id", "step", "groups_trained", "groups_left_out")
+    columns = (
+        "window_id",
+        "updated",
+        "reason",
+        "checkpoint_id",
+        "parent_id",
+        "step",
+        "groups_trained",
+        "groups_left_out",
+    )
     found: dict[str, Any] = {"state": table(frame, columns), "updates": int(frame["updated"].sum())}
     updated = frame[frame["updated"]]
     if len(updated):

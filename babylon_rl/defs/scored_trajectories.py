@@ -3,6 +3,7 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import scores_metadata
 from babylon_rl.defs.partitions import SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
@@ -16,8 +17,9 @@ from babylon_rl.settings import get_settings
     group_name="data",
     kinds={"postgres", "pandas"},
     code_version="1",
-    description="One row a run and scorer: reward with its parts, rank in the window, the reason in one line, provenance.",
+    description="One row a run and scorer: reward and its parts, rank in the window, reason in one line, provenance.",
 )
+@typed_failures()
 def scored_trajectories(
     context: dg.AssetExecutionContext, database: DatabaseResource, market_outcomes: pd.DataFrame
 ) -> dg.Output[pd.DataFrame]:

@@ -7,6 +7,7 @@ import dagster as dg
 import msgspec
 import pandas as pd
 
+from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import checkpoints_metadata
 from babylon_rl.defs.partitions import SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
@@ -30,6 +31,7 @@ from babylon_rl.training.updates import Launch, TrainerRequest, TrainerResult, u
     code_version="1",
     description="One row a window: the checkpoint after it, the update that ended there, or why there was none.",
 )
+@typed_failures()
 def trained_checkpoints(
     context: dg.AssetExecutionContext, database: DatabaseResource, trainer: dg.PipesSubprocessClient
 ) -> dg.Output[pd.DataFrame]:
@@ -42,9 +44,7 @@ def trained_checkpoints(
     return dg.Output(frame, metadata=checkpoints_metadata(frame))
 
 
-def _launch(
-    context: dg.AssetExecutionContext, client: dg.PipesSubprocessClient, url: str, embedded: bool
-) -> Launch:
+def _launch(context: dg.AssetExecutionContext, client: dg.PipesSubprocessClient, url: str, embedded: bool) -> Launch:
     def launch(request: TrainerRequest) -> TrainerResult:
         completed = client.run(
             context=context,

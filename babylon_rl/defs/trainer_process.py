@@ -27,7 +27,11 @@ def main() -> None:
 
         try:
             # ART prints and draws progress bars; the run's log has ours.
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            with (
+                open(os.devnull, "w") as nowhere,
+                contextlib.redirect_stdout(nowhere),
+                contextlib.redirect_stderr(nowhere),
+            ):
                 result = train_update(request, database, report)
         except BabylonError as error:
             pipes.report_custom_message({"error": str(error)})

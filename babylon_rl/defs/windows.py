@@ -3,6 +3,7 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import windows_metadata
 from babylon_rl.defs.partitions import RECORDED, SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
@@ -26,6 +27,7 @@ recorded_trajectories = dg.AssetSpec(
     code_version="1",
     description="One row a window: agents, usable and rejected runs, P&L spread, and whether it is ready and why not.",
 )
+@typed_failures()
 def windows(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
     frame = summarize_windows(database.open(), window_ids(context), get_settings().min_agents_per_window)
     return dg.Output(frame, metadata=windows_metadata(frame))

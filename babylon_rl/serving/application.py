@@ -74,7 +74,9 @@ def build_application(policy: Policy, base_name: str) -> Starlette:
 
     async def models(request: Request) -> JSONResponse:
         names = [base_name, *policy.adapters]
-        return JSONResponse({"object": "list", "data": [{"id": n, "object": "model", "owned_by": "babylon_rl"} for n in names]})
+        return JSONResponse(
+            {"object": "list", "data": [{"id": n, "object": "model", "owned_by": "babylon_rl"} for n in names]}
+        )
 
     async def load(request: Request) -> JSONResponse:
         body = await _body(request)

@@ -90,7 +90,9 @@ def _wait(process: subprocess.Popen, endpoint: Endpoint, output: tempfile._Tempo
     raise ServingError(f"The endpoint did not start within {START_SECONDS} s. It said: {said or 'nothing'}")
 
 
-def serve(base_folder: Path, name: str, host: str, port: int, device: str, threads: int, adapters: Mapping[str, str]) -> None:
+def serve(
+    base_folder: Path, name: str, host: str, port: int, device: str, threads: int, adapters: Mapping[str, str]
+) -> None:
     """Serve until interrupted."""
     import uvicorn
 
@@ -132,9 +134,7 @@ def main() -> None:
     if options.parent_pipe:
         _end_with_parent()
     try:
-        serve(
-            options.base, options.name, options.host, options.port, options.device, options.threads, options.adapters
-        )
+        serve(options.base, options.name, options.host, options.port, options.device, options.threads, options.adapters)
     except BabylonError as error:
         sys.exit(str(error))
 

@@ -1,1 +1,1 @@
-"""Training: from an immutable snapshot and a parent to a checkpoint (base models, packed policy, ART backend, ledger)."""
+"""Training: from an immutable snapshot and a parent to a checkpoint (base models, policy, ART backend, ledger)."""

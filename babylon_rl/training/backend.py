@@ -40,9 +40,7 @@ def row_plans(snapshot: Snapshot, policy: Policy) -> list[tuple[list[int], RowPl
     return plans
 
 
-def opposite_tokens(
-    texts: list[str], choices: list[list[int]], balanced: list[str] | None
-) -> tuple[int, int] | None:
+def opposite_tokens(texts: list[str], choices: list[list[int]], balanced: list[str] | None) -> tuple[int, int] | None:
     """First tokens of the two answers that are held in balance; None where the choices do not have exactly those."""
     firsts = [
         {tokens[0] for text, tokens in zip(texts, choices, strict=True) if text.split()[:1] == [word]}

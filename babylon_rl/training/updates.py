@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import psycopg
 
-from babylon_rl.database.connect import Database
 from babylon_rl.database.bulk import read_frame
+from babylon_rl.database.connect import Database
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import art_groups
 from babylon_rl.errors import TrainingError
@@ -25,7 +25,6 @@ from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.runs import (
     Checkpoint,
     TrainingRun,
-    base_checkpoint,
     list_checkpoints,
     load_checkpoint,
     run_of_window,
@@ -214,6 +213,3 @@ def _book(
             state="ready",
         ),
     )
-
-
-__all__ = ["Launch", "TrainerRequest", "TrainerResult", "base_checkpoint", "state_before", "update_checkpoints", "windows_since"]

@@ -43,7 +43,9 @@ def test_rows_stay_below_the_limit():
     assert all(len(row.tokens) <= 6 for row in pack([[i, 1, 2] for i in range(9)], 6))
 
 
-choice_lists = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=5, unique_by=tuple).map(
+choice_lists = st.lists(
+    st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=5, unique_by=tuple
+).map(
     lambda lists: [[*tokens, 9] for tokens in lists]  # 9 ends an answer, so none is the beginning of another
 )
 

@@ -1,0 +1,69 @@
+"""A small batch for the tests of training: sampled from a policy on simulated prompts, with made-up rewards."""
+
+import random
+
+from babylon_rl.groups.trained_view import Decision, Group, Member
+from babylon_rl.market.actions import choices
+from babylon_rl.market.agents import make_agents
+from babylon_rl.market.observation import observation, system_prompt
+from babylon_rl.market.world import make_window
+from babylon_rl.serving.sampler import SampleRequest, sample
+from babylon_rl.training.policy import Policy
+
+
+def sample_requests(windows: int, exploration: float = 0.1) -> list[SampleRequest]:
+    """One request an agent of each window."""
+    return [
+        SampleRequest(
+            messages=[
+                {"role": "system", "content": system_prompt()},
+                {"role": "user", "content": observation(window, agent)},
+            ],
+            adapter=None,
+            choices=choices(agent.instrument),
+            temperature=1.0,
+            top_p=1.0,
+            exploration=exploration,
+            max_tokens=8,
+            seed=index * 100 + place,
+        )
+        for index, window in enumerate(make_window(0, "train", i) for i in range(windows))
+        for place, agent in enumerate(make_agents(0, "train", index))
+    ]
+
+
+def sampled_groups(policy: Policy, windows: int, exploration: float = 0.1) -> list[Group]:
+    """Groups of simulated windows whose answers the policy gave; rewards are random numbers."""
+    stream = random.Random(0)
+    requests = sample_requests(windows, exploration)
+    members = [
+        Member(
+            trajectory_id=f"trajectory-{i:04d}",
+            agent_id=f"agent-{i % 8}",
+            reward=stream.gauss(0, 0.01),
+            advantage=0.0,
+            checkpoint="run@0",
+            decisions=[
+                Decision(
+                    call_id=f"call-{i}",
+                    system_prompt=request.messages[0]["content"],
+                    user_prompt=request.messages[1]["content"],
+                    response=drawn.text,
+                    token_ids=drawn.token_ids,
+                    logprobs=drawn.logprobs,
+                    prompt_token_ids=drawn.prompt_token_ids,
+                    choices=request.choices,
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    exploration=request.exploration,
+                )
+            ],
+        )
+        for i, (request, drawn) in enumerate(zip(requests, sample(policy, requests), strict=True))
+    ]
+    return [
+        Group(
+            window_id=f"2025-01-15T{w:02d}:00", scorer="alpha", scorer_version="1", members=members[8 * w : 8 * w + 8]
+        )
+        for w in range(windows)
+    ]

