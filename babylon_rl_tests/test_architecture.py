@@ -1,4 +1,4 @@
-"""The rules of the house that a reader of one file cannot see broken: order of imports, light modules, docstrings, SQL."""
+"""The rules of the house, checked over the source: order of imports, light modules, docstrings, SQL."""
 
 import ast
 from pathlib import Path

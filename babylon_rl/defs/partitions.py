@@ -8,7 +8,9 @@ import dagster as dg
 from babylon_rl.settings import get_settings
 from babylon_rl.windows import WINDOW_FORMAT, parse_window_id
 
-HOURS = dg.HourlyPartitionsDefinition(start_date=get_settings().partitions_start, fmt=WINDOW_FORMAT, timezone="UTC")
+HOURS = dg.HourlyPartitionsDefinition(
+    start_date=parse_window_id(get_settings().partitions_start), fmt=WINDOW_FORMAT, timezone="UTC", end_offset=0
+)
 
 RECORDED = dg.AssetKey("recorded_trajectories")
 

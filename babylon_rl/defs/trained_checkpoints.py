@@ -1,18 +1,19 @@
 """Asset `trained_checkpoints`: the model's state after each hour; updates run in the trainer's own process."""
 
-import os
 import sys
 
 import dagster as dg
 import msgspec
 import pandas as pd
+from dagster._core.errors import DagsterPipesExecutionError
 
+from babylon_rl.database.connect import Database
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import checkpoints_metadata
 from babylon_rl.defs.partitions import SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.trainer_process import DATABASE_VARIABLE, EMBEDDED_VARIABLE
-from babylon_rl.errors import BabylonError
+from babylon_rl.errors import TrainingError
 from babylon_rl.settings import get_settings
 from babylon_rl.training.updates import Launch, TrainerRequest, TrainerResult, update_checkpoints
 
@@ -36,26 +37,33 @@ def trained_checkpoints(
     context: dg.AssetExecutionContext, database: DatabaseResource, trainer: dg.PipesSubprocessClient
 ) -> dg.Output[pd.DataFrame]:
     opened = database.open()
-    launch = _launch(context, trainer, opened.url, opened.embedded)
-    try:
-        frame = update_checkpoints(opened, get_settings(), window_ids(context), launch)
-    except BabylonError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    launch = launcher(context, trainer, opened)
+    frame = update_checkpoints(opened, get_settings(), window_ids(context), launch)
     return dg.Output(frame, metadata=checkpoints_metadata(frame))
 
 
-def _launch(context: dg.AssetExecutionContext, client: dg.PipesSubprocessClient, url: str, embedded: bool) -> Launch:
+def launcher(context: dg.AssetExecutionContext, client: dg.PipesSubprocessClient, database: Database) -> Launch:
+    """Function that makes an update in a process of its own; TrainingError with what that process said went wrong."""
+
     def launch(request: TrainerRequest) -> TrainerResult:
-        completed = client.run(
-            context=context,
-            command=[sys.executable, "-m", "babylon_rl.defs.trainer_process"],
-            extras={"request": msgspec.to_builtins(request)},
-            # The URL may hold a password; extras are kept in the event log, the environment is not.
-            env={**os.environ, DATABASE_VARIABLE: url, EMBEDDED_VARIABLE: "1" if embedded else ""},
-        )
-        message = completed.get_custom_messages()[-1]
-        if "error" in message:
-            raise BabylonError(message["error"])
-        return msgspec.convert(message["result"], TrainerResult)
+        try:
+            completed = client.run(
+                context=context,
+                command=[sys.executable, "-m", "babylon_rl.defs.trainer_process"],
+                extras={"request": msgspec.to_builtins(request)},
+                # The URL may hold a password; the run's log may show extras, and never the environment.
+                env={DATABASE_VARIABLE: database.url, EMBEDDED_VARIABLE: "1" if database.embedded else ""},
+            )
+        except DagsterPipesExecutionError as error:
+            raise TrainingError(
+                f"The trainer's process ended without a result ({error}). The run's log has its stack trace; code -9 "
+                "without one means that the system stopped it, mostly for lack of memory. The parent checkpoint stays."
+            ) from error
+        messages = completed.get_custom_messages()
+        if not messages:
+            raise TrainingError("The trainer's process ended without a result; the run's log says what it did last.")
+        if "error" in messages[-1]:
+            raise TrainingError(messages[-1]["error"])
+        return msgspec.convert(messages[-1]["result"], TrainerResult)
 
     return launch
