@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from babylon_rl.errors import BabylonError, DatabaseError, SettingsError
 from babylon_rl.settings import Settings, get_settings
@@ -340,13 +341,10 @@ def main() -> None:
     except BabylonError as error:
         errors.print(f"babylon-rl: {error}", soft_wrap=True, markup=False)
         sys.exit(2 if isinstance(error, SettingsError | DatabaseError) else 1)
-    except Exception as error:
-        import click
-
-        if not isinstance(error, click.ClickException):
-            raise
-        error.show()
-        sys.exit(error.exit_code)
+    except TyperException as error:
+        said = getattr(error, "format_message", error.__str__)()
+        errors.print(f"babylon-rl: {said} `babylon-rl --help` tells what there is.", soft_wrap=True, markup=False)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,10 @@ def built_sql(tree: ast.Module) -> list[str]:
     return wrong
 
 
+def of(room: str):
+    return lambda tree: backward_imports(room, tree)
+
+
 def test_imports_run_one_way():
     wrong = {
         name_of(path): found
@@ -146,8 +150,8 @@ def test_sql_takes_parameters_and_is_never_put_together_from_values():
 @pytest.mark.parametrize(
     ("rule", "broken", "kept"),
     [
-        (lambda t: backward_imports("scoring", t), "def f():\n from babylon_rl.groups import build", "import babylon_rl.windows"),
-        (lambda t: backward_imports("errors", t), "from babylon_rl import defs", "from babylon_rl import __version__"),
+        (of("scoring"), "def f():\n from babylon_rl.groups import build", "import babylon_rl.windows"),
+        (of("errors"), "from babylon_rl import defs", "from babylon_rl import __version__"),
         (heavy_imports, "try:\n import torch.nn\nexcept ImportError: pass", "def f():\n import torch"),
         (heavy_imports, "class A:\n from art import x", "if TYPE_CHECKING:\n import art"),
         (dagster_imports, "def f():\n from dagster import asset", "import pandas"),

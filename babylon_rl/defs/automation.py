@@ -16,6 +16,7 @@ from babylon_rl.windows import window_of
 
 DATA_ASSETS = ("windows", "market_outcomes", "scored_trajectories", "art_groups")
 MOST_REQUESTS = 50  # a tick; each request looks for its run key in the run storage
+FROM_THE_START = "0"  # before every window id; an empty cursor would leave the one before in place
 
 materialize_windows = dg.define_asset_job(
     "materialize_windows",
@@ -43,14 +44,15 @@ def window_readiness(context: dg.SensorEvaluationContext, database: DatabaseReso
     requests, seen = [], []
     with database.open().connect() as connection:
         # The cursor only spreads the work over ticks: it goes round, and late data are found on the next round.
-        looked_at = _closed_windows(connection, after=context.cursor or "")[:MOST_REQUESTS]
+        looked_at = _closed_windows(connection, after=context.cursor or FROM_THE_START)[:MOST_REQUESTS]
         known = _materialized_revisions(connection, looked_at)
         for window_id in looked_at:
             revision = read_window(connection, window_id).revision
             if known.get(window_id) != revision:
                 requests.append(dg.RunRequest(run_key=f"{window_id}:{revision}", partition_key=window_id))
                 seen.append(dg.AssetObservation(RECORDED, partition=window_id, metadata={"revision": revision}))
-    return dg.SensorResult(run_requests=requests, asset_events=seen, cursor=looked_at[-1] if looked_at else "")
+    cursor = looked_at[-1] if len(looked_at) == MOST_REQUESTS else FROM_THE_START
+    return dg.SensorResult(run_requests=requests, asset_events=seen, cursor=cursor)
 
 
 def _closed_windows(connection: psycopg.Connection, after: str) -> list[str]:

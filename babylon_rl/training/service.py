@@ -70,7 +70,7 @@ class TorchService:
     async def train(
         self, disk_packed_tensors: Any, config: Any, _config: Any, verbose: bool = False
     ) -> AsyncIterator[dict[str, float]]:
-        """One optimizer step a minibatch, then the checkpoint. Yields the metrics of each step."""
+        """One optimizer step a minibatch and epoch, then the checkpoint. Yields the metrics of each step."""
         import torch
         from art.preprocessing.pack import packed_tensors_from_dir
 
@@ -81,7 +81,7 @@ class TorchService:
             parameters, lr=config.learning_rate, betas=self.recipe.adam_betas, weight_decay=0.0
         )
         taken = self._restore(optimizer)
-        for rows in minibatches:
+        for rows in minibatches * self.recipe.epochs:
             taken += 1
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min(1.0, taken / max(1, self.recipe.warmup_steps))
@@ -95,7 +95,7 @@ class TorchService:
             balance.restore()
             metrics["grad_norm"] = float(norm)
             self.report(metrics)
-            yield {**metrics, "data/step_num_gradient_steps": float(len(minibatches))}
+            yield {**metrics, "data/step_num_gradient_steps": float(len(minibatches) * self.recipe.epochs)}
         self._save(optimizer, taken)
 
     def _minibatches(self, tensors: Any) -> list[list[Row]]:

@@ -72,7 +72,7 @@ def train_update(request: TrainerRequest, database: Database, report: Report) ->
 
     def record(metrics: dict[str, float]) -> None:
         steps.append(metrics)
-        report({**metrics, "step": float(len(steps)), "of": float(request.recipe.minibatches)})
+        report({**metrics, "step": float(len(steps)), "of": float(request.recipe.minibatches * request.recipe.epochs)})
 
     try:
         work.mkdir(parents=True)

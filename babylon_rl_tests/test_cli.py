@@ -1,0 +1,71 @@
+"""The command line: help, JSON, and a user's mistakes, which get a sentence and no stack trace."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a user starts it."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BABYLON_RL_", "DAGSTER_"))}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "babylon_rl.cli", *arguments],
+        env={**kept, "BABYLON_RL_HOME": str(home), "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["db"], ["demo"], ["play"], ["status"], ["train"], ["serve"], ["ui"]])
+def test_help_is_there(command, tmp_path):
+    done = run(*command, "--help", home=tmp_path)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nothing"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["status", "--database", UNREACHABLE], {}, "127.0.0.1"),
+        (["status"], {"BABYLON_RL_SCORER": "alpha", "BABYLON_RL_THREADS": "many"}, "threads"),
+        (["train", "--from", "2025-01-15T10:30", "--to", "2025-01-15T11:00"], {}, "off the hour"),
+        (["train", "--from", "yesterday", "--to", "2025-01-15T11:00"], {}, "is not a window id"),
+        (["train", "--from", "2025-01-15T12:00", "--to", "2025-01-15T11:00"], {}, "no window from"),
+        (["train", "--from", "2999-01-15T10:00", "--to", "2999-01-15T11:00"], {}, "not over yet"),
+        (["play", "--windows", "1", "--agents", "2"], {}, "agents"),
+        (["nonsense"], {}, "No such command"),
+    ],
+)
+def test_a_mistake_gets_a_sentence_and_no_stack_trace(arguments, environment, said, tmp_path):
+    done = run(*arguments, home=tmp_path, **environment)
+    assert done.returncode != 0
+    assert said in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret-word" not in done.stderr + done.stdout
+
+
+def test_mistakes_that_need_a_database_are_told_too(database, tmp_path):
+    empty = ["--database", database.url]
+    nothing = run("train", "--from", "2025-01-15T10:00", "--to", "2025-01-15T11:00", *empty, home=tmp_path)
+    assert "Nothing is recorded" in nothing.stderr and "Traceback" not in nothing.stderr
+    unknown = run("serve", "--checkpoint", "promoted", *empty, home=tmp_path)
+    assert "Nothing is promoted yet" in unknown.stderr and "Traceback" not in unknown.stderr
+    missing = run("play", "--model", "no-such-model", "--windows", "1", *empty, home=tmp_path)
+    assert "neither smollm2-135m" in missing.stderr and "Traceback" not in missing.stderr
+    gone = run(
+        "play", "--windows", "1", "--endpoint", "http://127.0.0.1:1/v1", *empty, home=tmp_path
+    )
+    assert gone.returncode == 1 and "Traceback" not in gone.stderr and "127.0.0.1:1" in gone.stderr
+
+
+def test_status_of_an_empty_database_says_so(database, tmp_path):
+    done = run("status", "--json", "--database", database.url, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '"promoted": null' in done.stdout
