@@ -21,10 +21,10 @@ def counts(database: Database) -> dict[str, tuple[int, int]]:
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
-    """What the failed step says; a test fails where it is not a message of ours."""
-    (event,) = [event for event in result.all_events if event.is_step_failure]
-    assert event.step_failure_data.user_failure_data, event.step_failure_data.error
-    return event.step_failure_data.user_failure_data.description
+    """What the first failed step says; a test fails where it is not a message of ours."""
+    data = next(event for event in result.all_events if event.is_step_failure).step_failure_data
+    assert data.user_failure_data, data.error
+    return data.user_failure_data.description
 
 
 def test_a_range_is_materialized_and_a_second_run_writes_nothing(database, instance):
