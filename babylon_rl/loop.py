@@ -30,7 +30,7 @@ from babylon_rl.recording.recorder import Recorder
 from babylon_rl.reporting import evaluation_rows, evidence_of
 from babylon_rl.serving.process import Endpoint as ServedEndpoint
 from babylon_rl.serving.process import running_endpoint
-from babylon_rl.settings import REPOSITORY, Settings
+from babylon_rl.settings import REPOSITORY, Settings, get_settings
 from babylon_rl.training.base_models import TINY, prepare_base_model
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.runs import (
@@ -130,12 +130,14 @@ def dagster_environment(settings: Settings, home: Path | None = None) -> dict[st
 
 @contextlib.contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables, and put back what was there."""
+    """Set environment variables and read the settings from them, and put back what was there."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
+    get_settings.cache_clear()
     try:
         yield
     finally:
+        get_settings.cache_clear()
         for key, value in before.items():
             if value is None:
                 os.environ.pop(key, None)
@@ -269,13 +271,10 @@ class Materializer:
         import dagster as dg
 
         from babylon_rl.definitions import build_defs
-        from babylon_rl.defs.resources import DatabaseResource
 
-        self.stage = stage
+        self.stage, self.database = stage, database
         self.instance = dg.DagsterInstance.get()
-        url = "" if database.embedded else database.url
-        definitions = build_defs(resource_overrides={"database": DatabaseResource(url=url)})
-        self.job = definitions.resolve_implicit_global_asset_job_def()
+        self.job = build_defs().resolve_implicit_global_asset_job_def()
 
     def materialize(self, first: str, last: str, title: str, again: bool = False) -> None:
         """Materialize the windows from first to last, unless all are (or `again`). TrainingError if it fails."""
@@ -287,12 +286,14 @@ class Materializer:
             where = {"dagster/partition": first}
         else:
             where = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
-        result = self.job.execute_in_process(
-            instance=self.instance,
-            tags=where,
-            raise_on_error=False,
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        )
+        # By the environment and not as the resource's config, which Dagster stores: the URL may hold a password.
+        with environment({"BABYLON_RL_DATABASE_URL": self.database.url}):
+            result = self.job.execute_in_process(
+                instance=self.instance,
+                tags=where,
+                raise_on_error=False,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
         if not result.success:
             raise TrainingError(_failure(result))
         done()
