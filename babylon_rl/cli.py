@@ -214,7 +214,9 @@ def _money(dollars: float) -> str:
 def _rounds_table(played: list[Any]) -> Table:
     table = Table(title="Rounds (P&L in dollars an agent and window, 95 % interval, before the round's update)")
     for name in ("round", "windows", "trajectories", "P&L", "valid", "entropy", "groups left out", "checkpoint"):
-        table.add_column(name, justify="left" if name == "checkpoint" else "right")
+        table.add_column(
+            name, justify="left" if name == "checkpoint" else "right", no_wrap=name in ("P&L", "checkpoint")
+        )
     for r in played:
         entropy = "-" if r.entropy is None else f"{r.entropy:.2f}"
         table.add_row(
@@ -225,7 +227,7 @@ def _rounds_table(played: list[Any]) -> Table:
             f"{r.valid:.0%}",
             entropy,
             str(r.left_out),
-            r.checkpoint or "-",
+            r.checkpoint.partition("@")[2] if r.checkpoint else "-",
         )
     return table
 

@@ -75,10 +75,15 @@ PLANS = {
         rounds=4,
         validation=24,
         test=96,
-        unseen=24,
+        unseen=16,
         agents=8,
         recipe=Recipe(
-            windows_per_update=64, minibatches=8, epochs=3, learning_rate=2e-3, entropy_coefficient=0.05, lora_layers=1
+            windows_per_update=96,
+            minibatches=12,
+            epochs=3,
+            learning_rate=1.5e-3,
+            entropy_coefficient=0.05,
+            lora_layers=1,
         ),
     ),
     "smollm2-135m": Plan(rounds=8, validation=16, test=48, unseen=32, agents=8, recipe=Recipe()),
@@ -246,6 +251,7 @@ class Player:
             sampling=Sampling(
                 temperature=self.run.recipe.temperature, exploration=exploration, seed=self.run.seed, max_tokens=16
             ),
+            concurrency=8,
             progress=lambda played: done(),
         )
         self._written()
@@ -299,13 +305,16 @@ class Materializer:
         done()
 
     def _observe(self, first: str, last: str) -> None:
-        """Report on the external asset that its windows hold recordings."""
+        """Report on the external asset that these windows were recorded: one event a range, under its last window."""
         import dagster as dg
 
-        for window_id in window_range(first, last):
-            self.instance.report_runless_asset_event(
-                dg.AssetObservation(dg.AssetKey("recorded_trajectories"), partition=window_id)
+        self.instance.report_runless_asset_event(
+            dg.AssetObservation(
+                dg.AssetKey("recorded_trajectories"),
+                partition=last,
+                metadata={"first window": first, "last window": last},
             )
+        )
 
     def _complete(self, first: str, last: str) -> bool:
         import dagster as dg
@@ -387,7 +396,7 @@ def _latest(database: Database, run: TrainingRun, window_id: str) -> Checkpoint:
 
 
 def _evaluate(player: Player) -> None:
-    """Validation of the start and of the later half's checkpoints, then the candidate and its rivals on later windows."""
+    """Validation of the start and the later half of the checkpoints; then the candidate and its rivals."""
     database, run = player.database, player.run
     with database.connect() as connection:
         checkpoints = list_checkpoints(connection, run.training_run)

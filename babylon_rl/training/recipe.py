@@ -9,10 +9,10 @@ import msgspec
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a policy is updated. Defaults are those of the demo with SmolLM2-135M.
 
-    `windows_per_update`: windows that one update consumes. `minibatches`: optimizer steps a pass over them, on equal shares;
-    `epochs`: passes, whose importance ratios correct for the steps in between. `advantages`: see `groups.advantages`.
-    `exploration`: share of uniform choice mixed into the policy while playing for training; the recorded log-probability
-    is the mixture's.
+    `windows_per_update`: windows that one update consumes. `minibatches`: optimizer steps a pass over them, on equal
+    shares; `epochs`: passes, whose importance ratios correct for the steps in between. `advantages`: see
+    `groups.advantages`. `exploration`: share of uniform choice mixed into the policy while playing for training; the
+    recorded log-probability is the mixture's.
 
     `balanced_answers`: two answers (by their first word) whose mean log-probabilities over a minibatch are held equal:
     each step is projected so that it does not change their difference, and a share `balance_rate` of what is left of
