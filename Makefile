@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= smollm2-135m
-SEED ?= 1
+SEED ?=
 RUN = $(VENV)/bin
 
 # A user's own settings must not reach the demo or the tests.
@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install ## the main job: play, train, evaluate, promote (MODEL=tiny is quick, SEED=n)
-	$(CLEAN) $(RUN)/babylon-rl demo --model $(MODEL) --seed $(SEED) $(ARGS)
+	$(CLEAN) $(RUN)/babylon-rl demo --model $(MODEL) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 ui: install ## open Dagster on what the demo produced
 	$(RUN)/babylon-rl ui

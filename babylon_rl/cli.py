@@ -147,7 +147,9 @@ def serve(
 @app.command()
 def demo(
     model: ModelOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of market, play and training.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of market, play and training. [default: 1; 3 for the tiny model]")
+    ] = None,
     database: DatabaseOption = None,
     with_application_tables: TablesOption = False,
 ) -> None:
@@ -161,6 +163,7 @@ def demo(
     settings = settings_for(database, model)
     opened = prepare(settings, with_application_tables or None)
     plan = plan_of(settings.base_model)
+    seed = plan.seed if seed is None else seed
     console.print(
         f"{settings.base_model}, seed {seed}: {plan.rounds} rounds of {plan.recipe.windows_per_update} windows with "
         f"{plan.agents} agents, then {plan.validation} validation, {plan.test} test, {plan.unseen} unseen-news windows."

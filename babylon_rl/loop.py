@@ -60,8 +60,9 @@ Stage = Callable[[str, int], Callable[[], None]]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Size of a demo: rounds of play and update, windows of each evaluation, and the recipe."""
+    """Size of a demo: rounds of play and update, windows of each evaluation, the recipe, and the seed by default."""
 
+    seed: int
     rounds: int
     validation: int
     test: int
@@ -72,6 +73,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 PLANS = {
     TINY: Plan(
+        seed=3,
         rounds=4,
         validation=24,
         test=96,
@@ -86,7 +88,7 @@ PLANS = {
             lora_layers=1,
         ),
     ),
-    "smollm2-135m": Plan(rounds=8, validation=16, test=48, unseen=32, agents=8, recipe=Recipe()),
+    "smollm2-135m": Plan(seed=1, rounds=8, validation=16, test=48, unseen=32, agents=8, recipe=Recipe()),
 }
 
 

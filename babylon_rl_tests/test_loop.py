@@ -58,8 +58,8 @@ def test_agents_play_a_model_learns_and_is_promoted_on_evidence(database, home, 
     settings, plan = Settings(), PLANS["tiny"]
     with environment(home):
         with pytest.raises(KeyboardInterrupt):
-            run_demo(settings, database, 1, plan, interrupted_after(20))
-        outcome = run_demo(settings, database, 1, plan, silent)
+            run_demo(settings, database, plan.seed, plan, interrupted_after(20))
+        outcome = run_demo(settings, database, plan.seed, plan, silent)
         with dg.DagsterInstance.get() as instance:
             run = one_run(database, outcome.training_run)
             schedule = schedule_of(run)
@@ -71,7 +71,7 @@ def test_agents_play_a_model_learns_and_is_promoted_on_evidence(database, home, 
             )
             assert len(observed) == plan.rounds + 1
         before = everything(database)
-        again = run_demo(settings, database, 1, plan, silent)
+        again = run_demo(settings, database, plan.seed, plan, silent)
     assert again == outcome
     assert everything(database) == before  # a finished demo that is run again changes nothing
 
