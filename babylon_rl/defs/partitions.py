@@ -1,5 +1,6 @@
 """The one partitions definition that all assets share, and what they share beside it."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,9 @@ import dagster as dg
 
 from babylon_rl.settings import get_settings
 from babylon_rl.windows import WINDOW_FORMAT, parse_window_id
+
+# Dagster is pinned; that an argument is still in beta is no news to whoever runs a command.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 HOURS = dg.HourlyPartitionsDefinition(
     start_date=parse_window_id(get_settings().partitions_start), fmt=WINDOW_FORMAT, timezone="UTC", end_offset=0

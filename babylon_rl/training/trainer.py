@@ -56,10 +56,7 @@ def train_update(request: TrainerRequest, database: Database, report: Report) ->
         return done
     with database.connect() as connection:
         snapshot = load_snapshot(connection, request.snapshot_id)
-    # A user's key must not start a hosted run: this backend is local.
-    os.environ.pop("WANDB_API_KEY", None)
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # litellm asks the network at import otherwise
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    _stay_local()
     import asyncio
 
     from babylon_rl.training.backend import update
@@ -104,14 +101,23 @@ def train_update(request: TrainerRequest, database: Database, report: Report) ->
     return result
 
 
+def _stay_local() -> None:
+    """Keep the libraries off the network: a user's key must not start a hosted run, for this backend is local."""
+    os.environ.pop("WANDB_API_KEY", None)
+    os.environ["PYTHON_DOTENV_DISABLED"] = "1"  # art reads a .env at import, which may hold the key again
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # litellm asks the network at import otherwise
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
 def finished(request: TrainerRequest) -> TrainerResult | None:
     """The result of the same request from an earlier attempt; None (and the folder cleared) where there is none."""
     folder = Path(request.folder)
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
         stored = json.loads(manifest.read_text())
+        earlier = msgspec.convert(stored["request"], TrainerRequest)
         same = ("snapshot_id", "parent_id", "recipe")
-        if all(stored["request"][key] == msgspec.to_builtins(request)[key] for key in same):
+        if all(getattr(earlier, field) == getattr(request, field) for field in same):
             result = msgspec.convert(stored["result"], TrainerResult)
             if weights_digest(folder) == result.weights_sha256:
                 return result
