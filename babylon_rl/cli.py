@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import SecretStr
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -215,11 +216,9 @@ def _money(dollars: float) -> str:
 
 
 def _rounds_table(played: list[Any]) -> Table:
-    table = Table(title="Rounds (P&L in dollars an agent and window, 95 % interval, before the round's update)")
-    for name in ("round", "windows", "trajectories", "P&L", "valid", "entropy", "groups left out", "checkpoint"):
-        table.add_column(
-            name, justify="left" if name == "checkpoint" else "right", no_wrap=name in ("P&L", "checkpoint")
-        )
+    table = Table(title="Rounds: P&L in dollars an agent and window, before the round's update", box=SIMPLE)
+    for name in ("round", "windows", "trajectories", "P&L [95 %]", "valid", "entropy", "left out"):
+        table.add_column(name, justify="right", no_wrap=True)
     for r in played:
         entropy = "-" if r.entropy is None else f"{r.entropy:.2f}"
         table.add_row(
@@ -230,8 +229,8 @@ def _rounds_table(played: list[Any]) -> Table:
             f"{r.valid:.0%}",
             entropy,
             str(r.left_out),
-            r.checkpoint.partition("@")[2] if r.checkpoint else "-",
         )
+    table.caption = "left out: groups that could not be trained on"
     return table
 
 
