@@ -216,7 +216,7 @@ def _money(dollars: float) -> str:
 
 
 def _rounds_table(played: list[Any]) -> Table:
-    table = Table(title="Rounds: P&L in dollars an agent and window, before the round's update", box=SIMPLE)
+    table = Table(title="Rounds: P&L in dollars an agent and window, before the round's update", box=SIMPLE, padding=0)
     for name in ("round", "windows", "trajectories", "P&L [95 %]", "valid", "entropy", "left out"):
         table.add_column(name, justify="right", no_wrap=True)
     for r in played:

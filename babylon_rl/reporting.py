@@ -64,7 +64,7 @@ def _promoted(row: dict[str, Any]) -> dict[str, Any]:
         "interval": evidence["interval"],
         "over_best_fixed": evidence["over_best_fixed"],
         "windows": evidence["windows"],
-        "unseen": evidence["unseen"],
+        "unseen": evidence["unseen"] and {key: evidence["unseen"][key] for key in ("effect", "interval")},
     }
 
 
