@@ -59,9 +59,7 @@ def test_mistakes_that_need_a_database_are_told_too(database, tmp_path):
     assert "Nothing is promoted yet" in unknown.stderr and "Traceback" not in unknown.stderr
     missing = run("play", "--model", "no-such-model", "--windows", "1", *empty, home=tmp_path)
     assert "neither smollm2-135m" in missing.stderr and "Traceback" not in missing.stderr
-    gone = run(
-        "play", "--windows", "1", "--endpoint", "http://127.0.0.1:1/v1", *empty, home=tmp_path
-    )
+    gone = run("play", "--windows", "1", "--endpoint", "http://127.0.0.1:1/v1", *empty, home=tmp_path)
     assert gone.returncode == 1 and "Traceback" not in gone.stderr and "127.0.0.1:1" in gone.stderr
 
 

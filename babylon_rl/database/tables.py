@@ -140,6 +140,7 @@ scored_trajectories = asset_table(
     sa.Column("reason", sa.Text, nullable=False, comment="one line that a person reads"),
     sa.Column("provenance", sa.Text, nullable=False, comment="logged | no_logprobs | no_text"),
     sa.Column("checkpoint", sa.Text, comment="behaviour policy"),
+    sa.Column("action_values", Json, comment="reward of every legal answer of the decision, by its text"),
     sa.Column("window_revision", sa.Text, nullable=False),
     sa.Column("outcome_revision", sa.Text, nullable=False),
 )

@@ -17,7 +17,8 @@ ROUNDING = 1e-12
 
 LEAVE_ONE_OUT = "leave_one_out"
 ACTION_CENTRED = "leave_one_out_action_centred"
-ADVANTAGES = (LEAVE_ONE_OUT, ACTION_CENTRED)
+ALL_ACTIONS = "all_actions"
+ADVANTAGES = (LEAVE_ONE_OUT, ACTION_CENTRED, ALL_ACTIONS)
 
 
 def has_spread(values: Sequence[float], tolerance: float = SPREAD_TOLERANCE) -> bool:
@@ -57,3 +58,20 @@ def center_by_action(advantages: Sequence[float], actions: Sequence[str]) -> lis
         advantage - means[action] if action in means else 0.0
         for advantage, action in zip(advantages, actions, strict=True)
     ]
+
+
+def all_actions(values: Sequence[Sequence[float]], actions: Sequence[Sequence[str]]) -> list[list[float]]:
+    """Advantages of every legal action of a batch of decisions: its value, centred twice.
+
+    `values[i][k]`: reward of the k-th legal action of decision i; `actions[i][k]`: its label. First each decision's own
+    mean is subtracted, which needs no other agent as a baseline; then, over the batch, the mean of each action, for the
+    reason that `center_by_action` gives. The advantages of an action sum to 0 over the batch.
+    """
+    centred = []
+    for own in values:
+        if not own or not all(math.isfinite(value) for value in own):
+            raise TrainingError(f"The values of a decision's actions are not finite: {list(own)}. Score it again.")
+        mean = math.fsum(own) / len(own)
+        centred.append([value - mean for value in own] if has_spread(own, ROUNDING) else [0.0] * len(own))
+    flat = iter(center_by_action([v for own in centred for v in own], [a for own in actions for a in own]))
+    return [[next(flat) for _ in own] for own in centred]

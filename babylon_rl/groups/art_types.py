@@ -4,13 +4,18 @@ ART subtracts the mean reward of each of its groups, so what it is given as rewa
 are cut so that their mean advantage is already 0: what reaches the loss is then the stored advantage times one constant
 a batch. That needs `scale_rewards=False`. The window's real reward travels as a metric.
 
+Where a snapshot trains on all actions, each legal answer of a decision is a trajectory: the recorded prompt, one of the
+recorded choices, its advantage. Its log-probability is 0, for it is enumerated and not drawn.
+
 ART's own `model_validate_json` empties a group without a word and turns choices into dicts, whose log-probabilities it
 then ignores; `group_from_json` makes real ones.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from babylon_rl.errors import TrainingError
 from babylon_rl.groups.trained_view import Decision, Group, Member, check_numbers
@@ -22,49 +27,92 @@ if TYPE_CHECKING:
 CENTRED = 1e-9
 
 
-def to_art(group: Group) -> "art.TrajectoryGroup":
+# Tokens of an answer's text as the policy samples it.
+TokensOf = Callable[[str], list[int]]
+
+
+def to_art(group: Group, tokens_of: TokensOf | None = None) -> "art.TrajectoryGroup":
     """One window as one ART group: a member is a trajectory, its decisions are its histories.
 
+    `tokens_of` is needed where members have `action_advantages`: answers that were not drawn have no recorded tokens.
     TrainingError unless the advantages sum to 0: ART's centring would change them. Batch-centred advantages go through
     `batch_to_art`.
     """
-    if not is_centred(group.members):
+    if not is_centred(advantages_of([group])):
         raise TrainingError(
             f"The advantages of window {group.window_id} do not sum to 0 by themselves; ART would centre them again. "
             "Convert the whole batch with batch_to_art."
         )
-    return _art_group([group])
+    return _art_group([group], tokens_of)
 
 
-def batch_to_art(groups: Sequence[Group]) -> "list[art.TrajectoryGroup]":
+def batch_to_art(groups: Sequence[Group], tokens_of: TokensOf | None = None) -> "list[art.TrajectoryGroup]":
     """A batch as ART groups: one a window where each sums to 0, else one for the whole batch.
 
     Advantages that were centred over the batch (by action) sum to 0 over the batch only, and one ART group is the
     exact way to say so. TrainingError where they sum to 0 over neither.
     """
-    if all(is_centred(group.members) for group in groups):
-        return [to_art(group) for group in groups]
-    if not is_centred([member for group in groups for member in group.members]):
+    if all(is_centred(advantages_of([group])) for group in groups):
+        return [to_art(group, tokens_of) for group in groups]
+    if not is_centred(advantages_of(groups)):
         raise TrainingError(
             "The advantages of the batch do not sum to 0: ART would change them. Make the snapshot again."
         )
-    return [_art_group(groups)]
+    return [_art_group(groups, tokens_of)]
 
 
-def is_centred(members: Sequence[Member]) -> bool:
+def advantages_of(groups: Sequence[Group]) -> list[float]:
+    """All advantages of the groups, in order: one a member, or one a legal action of each where those are trained."""
+    members = [member for group in groups for member in group.members]
+    return [a for m in members for a in (m.action_advantages if m.action_advantages is not None else [m.advantage])]
+
+
+def is_centred(advantages: Sequence[float]) -> bool:
     """Whether the advantages have mean 0, up to rounding."""
-    advantages = [member.advantage for member in members]
     largest = max((abs(advantage) for advantage in advantages), default=0.0)
     return abs(math.fsum(advantages)) <= CENTRED * largest * max(len(advantages), 1)
 
 
-def _art_group(groups: Sequence[Group]) -> "art.TrajectoryGroup":
+def _art_group(groups: Sequence[Group], tokens_of: TokensOf | None) -> "art.TrajectoryGroup":
     import art
 
-    trajectories = [_art_trajectory(group, member) for group in groups for member in group.members]
+    trajectories = [
+        trajectory
+        for group in groups
+        for member in group.members
+        for trajectory in _art_trajectories(group, member, tokens_of)
+    ]
     # `scenario_id` is the one key of metadata that ART itself reads.
     scenario = groups[0].window_id if len(groups) == 1 else f"{groups[0].window_id}..{groups[-1].window_id}"
     return art.TrajectoryGroup(trajectories, metadata={"scenario_id": scenario, "windows": len(groups)})
+
+
+def _art_trajectories(group: Group, member: Member, tokens_of: TokensOf | None) -> "list[art.Trajectory]":
+    if member.action_advantages is None:
+        return [_art_trajectory(group, member)]
+    if tokens_of is None:
+        raise TrainingError("All actions are trained, and their tokens are not known: give the policy's tokenizer.")
+    decision = member.decisions[0]
+    alternatives = zip(decision.choices or (), member.action_advantages, strict=True)
+    return [
+        _art_trajectory(group, _alternative(member, enumerated(decision, answer, tokens_of), advantage))
+        for answer, advantage in alternatives
+    ]
+
+
+def enumerated(decision: Decision, answer: str, tokens_of: TokensOf) -> Decision:
+    """The decision with one of its recorded choices as the answer. TrainingError where its recorded tokens differ."""
+    tokens = tokens_of(answer)
+    if answer == decision.response.strip() and tokens != decision.token_ids:
+        raise TrainingError(
+            f"Call {decision.call_id} was sampled with other tokens than the base model's tokenizer gives its answer; "
+            "train it on the model that played."
+        )
+    return msgspec.structs.replace(decision, response=answer, token_ids=tokens, logprobs=[0.0] * len(tokens))
+
+
+def _alternative(member: Member, decision: Decision, advantage: float) -> Member:
+    return msgspec.structs.replace(member, decisions=[decision], advantage=advantage)
 
 
 def _art_trajectory(group: Group, member: Member) -> "art.Trajectory":

@@ -13,6 +13,7 @@ import pandas as pd
 from babylon_rl.errors import SettingsError, TrainingError
 from babylon_rl.groups.advantages import SPREAD_TOLERANCE, has_spread, leave_one_out
 from babylon_rl.groups.trained_view import (
+    Decision,
     Group,
     Member,
     check_verbatim,
@@ -69,8 +70,8 @@ def build_group(
     scorer, version = scorers[0] if scorers else ("", "")
     members, left_out = _members(recorded, scored)
     rewards = [member.reward for member in members]
-    status, reason = _status(window, rewards, len(left_out), tolerance)
-    if status == TRAINABLE:
+    status, reason = _status(window, members, len(left_out), tolerance)
+    if status == TRAINABLE and has_spread(rewards, tolerance):
         members = [
             msgspec.structs.replace(member, advantage=advantage)
             for member, advantage in zip(members, leave_one_out(rewards), strict=True)
@@ -125,14 +126,29 @@ def _member(row: Mapping[str, Any] | None, trajectory: "UsableTrajectory | None"
         advantage=0.0,
         checkpoint=str(row["checkpoint"]),
         decisions=decisions,
+        action_values=_action_values(row.get("action_values"), decisions),
     )
 
 
-def _status(window: Mapping[str, Any], rewards: list[float], left_out: int, tolerance: float) -> tuple[str, str]:
+def _action_values(values: Any, decisions: list[Decision]) -> list[float] | None:
+    """Values in the order of the decision's choices; None unless each choice of a single decision has one."""
+    choices = decisions[0].choices if len(decisions) == 1 else None
+    if not isinstance(values, Mapping) or choices is None or set(values) != set(choices):
+        return None
+    if decisions[0].response.strip() not in choices:
+        return None
+    return [float(values[choice]) + 0.0 for choice in choices]
+
+
+def _status(window: Mapping[str, Any], members: list[Member], left_out: int, tolerance: float) -> tuple[str, str]:
+    rewards = [member.reward for member in members]
     if window["status"] != "ready":
         return NOT_READY, f"window is {window['status']}: {window['reason']}"
     if len(rewards) < 2:
         return TOO_FEW_MEMBERS, f"{len(rewards)} of {len(rewards) + left_out} trajectories can be trained on, 2 must be"
+    valued = sum(has_spread(member.action_values or (), tolerance) for member in members)
+    if not has_spread(rewards, tolerance) and valued:
+        return TRAINABLE, f"{len(rewards)} equal rewards; {valued} decisions whose actions differ in value"
     if not has_spread(rewards, tolerance):
         return NO_SPREAD, f"the {len(rewards)} rewards are equal within {tolerance:g}: nothing to tell them apart by"
     return TRAINABLE, f"{len(rewards)} members, rewards from {min(rewards):+.5f} to {max(rewards):+.5f}"

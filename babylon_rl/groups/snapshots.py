@@ -15,19 +15,23 @@ import psycopg
 
 from babylon_rl.errors import SettingsError, TrainingError
 from babylon_rl.groups.advantages import (
-    ACTION_CENTRED,
     ADVANTAGES,
+    ALL_ACTIONS,
     LEAVE_ONE_OUT,
     SPREAD_TOLERANCE,
+    all_actions,
     center_by_action,
     has_spread,
     leave_one_out,
 )
 from babylon_rl.groups.build import NO_SPREAD, TOO_FEW_MEMBERS
 from babylon_rl.groups.provenance import STALE_LIMIT, Lineage, admitted, provenance_of
-from babylon_rl.groups.trained_view import Group, Member, canonical_json, check_numbers, decode_group
+from babylon_rl.groups.trained_view import Group, Member, canonical_json, check_numbers, check_values, decode_group
 
 FORMAT = 1
+
+# Counted under this name: a member without values in a window whose other members have them.
+NO_VALUES = "members without action_values"
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,9 +59,10 @@ def make_snapshot(
     """Snapshot of the groups of one update.
 
     `settings`: the training settings as JSON values; read here are `advantages` (leave_one_out |
-    leave_one_out_action_centred), `minibatches`, `stale_limit` and `spread_tolerance`. `lineage`: where given, only
-    members that the importance-weighted loss may use stay, and their window's advantages are computed without the
-    others. `left_out`: counts of what was left out before. TrainingError where nothing is trainable.
+    leave_one_out_action_centred | all_actions, which is the former in windows whose actions have no recorded values),
+    `minibatches`, `stale_limit` and `spread_tolerance`. `lineage`: where given, only members that the
+    importance-weighted loss may use stay, and their window's advantages are computed without the others. `left_out`:
+    counts of what was left out before. TrainingError where nothing is trainable.
     """
     kind = settings.get("advantages", LEAVE_ONE_OUT)
     if kind not in ADVANTAGES:
@@ -69,13 +74,16 @@ def make_snapshot(
         if group.window_id in kept:
             raise TrainingError(f"Window {group.window_id} is in the batch twice; an update takes a window once.")
         members = _admitted(group, lineage, int(settings.get("stale_limit", STALE_LIMIT)), counts)
-        made = _with_advantages(group, members, tolerance, counts)
+        valued = kind == ALL_ACTIONS and any(member.action_values is not None for member in members)
+        if not valued:
+            members = [msgspec.structs.replace(member, action_values=None) for member in members]
+        made = (_valued if valued else _with_advantages)(group, members, tolerance, counts)
         if made is not None:
             kept[group.window_id] = made
     batch = [kept[window_id] for window_id in sorted(kept)]
-    if kind == ACTION_CENTRED:
+    if kind != LEAVE_ONE_OUT:
         batch = _centred(batch, minibatch_of(batch, int(settings.get("minibatches", 1))))
-    if not any(member.advantage for group in batch for member in group.members):
+    if not any(_trains(member) for group in batch for member in group.members):
         said = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no group was given"
         raise TrainingError(
             f"Nothing trainable for {training_run}: {said}. Record more windows with the current checkpoint, or with "
@@ -99,6 +107,7 @@ def _admitted(group: Group, lineage: Lineage | None, stale_limit: int, counts: C
     for member in sorted(group.members, key=lambda member: member.trajectory_id):
         for decision in member.decisions:
             check_numbers(decision)
+        check_values(member)
         if lineage is not None:
             provenance = provenance_of("logged", member.checkpoint.split(","), lineage)
             if not admitted(provenance, stale_limit=stale_limit):
@@ -120,6 +129,31 @@ def _with_advantages(group: Group, members: list[Member], tolerance: float, coun
     return _replaced(group, members, leave_one_out(rewards))
 
 
+def _valued(group: Group, members: list[Member], tolerance: float, counts: Counter[str]) -> Group | None:
+    """The group of those members whose actions have values that differ; None (counted) where there is none."""
+    kept = []
+    for member in members:
+        if member.action_values is None:
+            counts[NO_VALUES] += 1
+        elif has_spread(member.action_values, tolerance):
+            kept.append(member)
+    if not kept:
+        counts[NO_SPREAD] += 1
+        return None
+    return msgspec.structs.replace(group, members=kept)
+
+
+def _with_action_advantages(member: Member, advantages: list[float]) -> Member:
+    decision = member.decisions[0]
+    taken = (decision.choices or []).index(decision.response.strip())
+    return msgspec.structs.replace(member, advantage=advantages[taken], action_advantages=advantages)
+
+
+def _trains(member: Member) -> bool:
+    """Whether anything of the member reaches the gradient."""
+    return any(member.action_advantages) if member.action_advantages is not None else member.advantage != 0
+
+
 def minibatch_of(groups: Sequence[Group], minibatches: int) -> list[int]:
     """The minibatch of each group: equal shares of the windows, in order. An update makes one step a minibatch."""
     shares = max(1, min(minibatches, len(groups)))
@@ -130,15 +164,37 @@ def _centred(batch: list[Group], minibatches: list[int]) -> list[Group]:
     """The batch with its advantages centred within each action of a minibatch.
 
     Over the minibatch and not over the batch: each optimizer step follows one minibatch, and what tilts a step to one
-    side is the sum over its own answers.
+    side is the sum over its own answers. Windows whose actions are valued and others are centred apart.
     """
-    centred = []
-    for minibatch in sorted(set(minibatches)):
+    centred: dict[str, Group] = {}
+    for minibatch in set(minibatches):
         groups = [group for group, own in zip(batch, minibatches, strict=True) if own == minibatch]
-        members = [member for group in groups for member in group.members]
-        values = iter(center_by_action([m.advantage for m in members], [action_of(m) for m in members]))
-        centred += [_replaced(group, group.members, [next(values) for _ in group.members]) for group in groups]
-    return centred
+        for made in (
+            _centred_over_all([group for group in groups if _is_valued(group)]),
+            _centred_over_taken([group for group in groups if not _is_valued(group)]),
+        ):
+            centred |= {group.window_id: group for group in made}
+    return [centred[group.window_id] for group in batch]
+
+
+def _centred_over_taken(groups: list[Group]) -> list[Group]:
+    members = [member for group in groups for member in group.members]
+    values = iter(center_by_action([m.advantage for m in members], [action_of(m) for m in members]))
+    return [_replaced(group, group.members, [next(values) for _ in group.members]) for group in groups]
+
+
+def _centred_over_all(groups: list[Group]) -> list[Group]:
+    members = [member for group in groups for member in group.members]
+    labels = [[_verb(choice) for choice in member.decisions[0].choices or ()] for member in members]
+    made = iter(all_actions([member.action_values or [] for member in members], labels))
+    return [
+        msgspec.structs.replace(group, members=[_with_action_advantages(m, next(made)) for m in group.members])
+        for group in groups
+    ]
+
+
+def _is_valued(group: Group) -> bool:
+    return group.members[0].action_values is not None
 
 
 def _replaced(group: Group, members: list[Member], advantages: list[float]) -> Group:

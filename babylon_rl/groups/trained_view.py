@@ -42,7 +42,11 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One agent's window: one reward, one advantage, and the decisions that both cover."""
+    """One agent's window: one reward, one advantage, and the decisions that both cover.
+
+    `action_values`: the reward of each answer that its one decision could have given, in the order of its `choices`;
+    `action_advantages`: their advantages, in a snapshot that trains on all actions. None where they are not known.
+    """
 
     trajectory_id: str
     agent_id: str
@@ -50,6 +54,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     advantage: float
     checkpoint: str
     decisions: list[Decision]
+    action_values: list[float] | None = None
+    action_advantages: list[float] | None = None
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -148,6 +154,20 @@ def _check_member(member: Member, trajectory: "UsableTrajectory") -> None:
                     "on; materialize art_groups of the window again."
                 )
         check_numbers(decision)
+    check_values(member)
+
+
+def check_values(member: Member) -> None:
+    """VerbatimError unless values and advantages of actions stand for the recorded choices of a single decision."""
+    for numbers in (member.action_values, member.action_advantages):
+        if numbers is None:
+            continue
+        choices = member.decisions[0].choices if len(member.decisions) == 1 else None
+        if choices is None or len(numbers) != len(choices) or not all(math.isfinite(number) for number in numbers):
+            raise VerbatimError(
+                f"Trajectory {member.trajectory_id}: the values of its actions do not stand for the recorded choices "
+                "of one decision. Materialize scored_trajectories and art_groups of its window again."
+            )
 
 
 def check_numbers(decision: Decision) -> None:

@@ -1,4 +1,4 @@
-"""What the actions of a window earn: order sizes, fees, fills, and profit and loss at the hour's close.
+"""What the actions of a window earn: order sizes, quotes, fees, fills, and profit and loss at the hour's close.
 
 The P&L of a window counts the trades of this hour only. Holdings an agent brought along are background: they are shown
 in the prompt and not marked, so that HOLD earns exactly nothing.
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from babylon_rl.errors import BabylonError
-from babylon_rl.market.actions import MalformedAction, ParsedAction
+from babylon_rl.market.actions import MalformedAction, ParsedAction, choices
 from babylon_rl.market.agents import AgentState
 from babylon_rl.market.world import Instrument, MarketWindow
 from babylon_rl.pricing import Cpmm
@@ -39,6 +39,43 @@ class Settlement:
     shares: float
     fees: float
     pnl: float
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What an answer would buy, as it stands when the agent decides. Dollars, but for `shares`.
+
+    `side`: long or short for a ticker, YES or NO for a question, None for HOLD. `exposure`: as in `Settlement`.
+    """
+
+    answer: str
+    side: str | None
+    notional: float
+    exposure: float
+    fees: float
+    shares: float
+
+
+def quotes(window: MarketWindow, agent: AgentState) -> list[Quote]:
+    """A quote for each answer that the agent may give, at the hour's opening; nothing in it is known only later."""
+    instrument = window.instrument(agent.instrument)
+    buy, sell, hold = choices(agent.instrument)
+    if instrument.maker is not None:
+        stake = QUESTION_ORDER * agent.capital
+        fees = QUESTION_FEE * stake
+        sides = ((buy, "YES"), (sell, "NO"))
+        offers = [
+            Quote(answer, side, stake, 0.0, fees, instrument.maker.buy(side.lower(), stake)[0])
+            for answer, side in sides
+        ]
+    else:
+        notional = TICKER_ORDER * agent.capital
+        fees, shares = TICKER_FEE * notional, notional / instrument.open
+        offers = [
+            Quote(buy, "long", notional, notional, fees, shares),
+            Quote(sell, "short", notional, -notional, fees, shares),
+        ]
+    return [*offers, Quote(hold, None, 0.0, 0.0, 0.0, 0.0)]
 
 
 def settle(

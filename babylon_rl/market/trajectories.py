@@ -1,14 +1,14 @@
 """A played window as the records that the application keeps: trajectories, calls, and the market's history."""
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from babylon_rl.market.agents import AgentState
 from babylon_rl.market.endpoint import Answer, Sampling
 from babylon_rl.market.observation import news_lines, observation, prices_line, system_prompt
-from babylon_rl.market.settlement import Settlement
+from babylon_rl.market.settlement import Settlement, quotes
 from babylon_rl.market.world import PATH_MINUTES, Instrument, MarketWindow
 from babylon_rl.recording.market_history import QuestionHistory, TickerHistory
 from babylon_rl.recording.records import Action, LLMCall, RecordedCall, Run, Step, Trajectory
@@ -80,6 +80,7 @@ def make_run(
             "openPositions": int(agent.holding > 0),
             "activeMarkets": len(window.instruments),
             "timestamp": epoch_ms(decided),
+            "quotes": _quotes(window_id, window, agent),
         },
         provider_accesses=_seen(window, agent),
         llm_calls=[] if asked is None else [_llm_call(window, agent, settlement, asked)],
@@ -118,6 +119,13 @@ def market_history(window_id: str, window: MarketWindow) -> tuple[list[TickerHis
         if i.question is not None and i.maker is not None and i.outcome is not None
     ]  # fmt: skip
     return tickers, questions
+
+
+def _quotes(window_id: str, window: MarketWindow, agent: AgentState) -> list[dict[str, Any]]:
+    """What each answer would have bought, under the name by which `market_outcomes` lists the instrument."""
+    covered = window.instrument(agent.instrument)
+    name = market_id(window_id, covered.name) if covered.is_question else covered.name
+    return [{"instrument": name, **asdict(quote)} for quote in quotes(window, agent)]
 
 
 def _seen(window: MarketWindow, agent: AgentState) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from babylon_rl.errors import RecordingError, SettingsError
 from babylon_rl.scoring.features import TICKER, Features, Market, features, market_of
+from babylon_rl.scoring.values import alpha_values
 
 if TYPE_CHECKING:
     from babylon_rl.recording.window import RecordedWindow, UsableTrajectory
@@ -34,6 +35,7 @@ COLUMNS = (
     "reason",
     "provenance",
     "checkpoint",
+    "action_values",
     "window_revision",
     "outcome_revision",
 )
@@ -49,11 +51,15 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class Scorer(msgspec.Struct, frozen=True):
-    """A named, versioned way from the features of a window to one score each, in the same order."""
+    """A named, versioned way from the features of a window to one score each, in the same order.
+
+    `values`: the reward of every legal answer of a trajectory's decision, on the same scale, where the scorer knows it.
+    """
 
     name: str
     version: str
     score: Callable[[Sequence[Features], Market], list[Score]]
+    values: Callable[..., dict[str, float] | None] | None = None
 
 
 def alpha(window: Sequence[Features], market: Market) -> list[Score]:
@@ -114,7 +120,9 @@ def _heuristic(own: list[Features]) -> dict[str, float]:
     }
 
 
-SCORERS = {scorer.name: scorer for scorer in (Scorer("alpha", "1", alpha), Scorer("heuristic", "1", heuristic))}
+SCORERS = {
+    scorer.name: scorer for scorer in (Scorer("alpha", "1", alpha, alpha_values), Scorer("heuristic", "1", heuristic))
+}
 
 
 def scorer_of(name: str) -> Scorer:
@@ -159,11 +167,18 @@ def score_window(recorded: "RecordedWindow", outcomes: pd.DataFrame, scorer: str
                 "reason": score.reason,
                 "provenance": score.refused or trajectory.provenance,
                 "checkpoint": behaviour_policy(trajectory),
+                "action_values": _values(chosen, trajectory, one, market, outcomes),
                 "window_revision": recorded.revision,
                 "outcome_revision": outcome_revision,
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _values(
+    scorer: Scorer, trajectory: "UsableTrajectory", one: Features, market: Market, outcomes: pd.DataFrame
+) -> dict[str, float] | None:
+    return None if scorer.values is None else scorer.values(trajectory, one.capital, market, outcomes)
 
 
 def behaviour_policy(trajectory: "UsableTrajectory") -> str | None:

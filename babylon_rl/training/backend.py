@@ -27,7 +27,7 @@ class Update(msgspec.Struct, frozen=True):
 
 
 def row_plans(snapshot: Snapshot, policy: Policy) -> list[tuple[list[int], RowPlan]]:
-    """For each decision of the snapshot: its tokens (prompt, then answer), and what ART's tensors do not carry."""
+    """For each answer of the snapshot: its tokens (prompt, then answer), and what ART's tensors do not carry."""
     shares = minibatch_of(snapshot.groups, int(snapshot.settings.get("minibatches", 1)))
     plans = []
     for group, minibatch in zip(snapshot.groups, shares, strict=True):
@@ -35,8 +35,10 @@ def row_plans(snapshot: Snapshot, policy: Policy) -> list[tuple[list[int], RowPl
             for decision in member.decisions:
                 choices = decision.choices and [answer_tokens(policy.tokenizer, text) for text in decision.choices]
                 pair = opposite_tokens(decision.choices or [], choices or [], snapshot.settings.get("balanced_answers"))
-                plan = RowPlan(len(decision.prompt_token_ids), choices, decision.temperature, minibatch, pair)
-                plans.append((decision.prompt_token_ids + decision.token_ids, plan))
+                every = member.action_advantages is not None
+                plan = RowPlan(len(decision.prompt_token_ids), choices, decision.temperature, minibatch, pair, every)
+                answers = (choices or []) if every else [decision.token_ids]
+                plans += [(decision.prompt_token_ids + tokens, plan) for tokens in answers]
     return plans
 
 
@@ -88,19 +90,20 @@ async def update(
     output = work / PROJECT / "models" / snapshot.training_run
     # ART counts steps by the folders that are there.
     (output / "checkpoints" / f"{parent_step:04d}").mkdir(parents=True, exist_ok=True)
+    plans = row_plans(snapshot, policy)
     backend.service = TorchService(
         policy,
         recipe,
-        row_plans(snapshot, policy),
+        plans,
         parent_step,
         parent_folder / OPTIMIZER_FILE if parent_folder else None,
         str(output),
         report,
     )
-    longest = max(len(tokens) for tokens, _ in row_plans(snapshot, policy))
+    longest = max(len(tokens) for tokens, _ in plans)
     result = await backend.train(
         model,
-        batch_to_art(snapshot.groups),
+        batch_to_art(snapshot.groups, lambda text: answer_tokens(policy.tokenizer, text)),
         learning_rate=recipe.learning_rate,
         loss_fn=recipe.loss,
         scale_rewards=False,

@@ -5,6 +5,9 @@ from typing import Literal
 
 import msgspec
 
+# Share of the learning rate that is left after the decay.
+DECAYED_TO = 0.1
+
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a policy is updated. Defaults are those of the demo with SmolLM2-135M.
@@ -14,29 +17,42 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `groups.advantages`. `exploration`: share of uniform choice mixed into the policy while playing for training; the
     recorded log-probability is the mixture's.
 
+    `learning_rate` is reached over `warmup_steps` optimizer steps and falls in a straight line to a tenth over
+    `decay_steps` (0: it stays). `policy_exponent`: with advantages over all actions, the power of the policy's own
+    probability that weighs an action's gradient; 1 is the exact policy gradient of the expected reward, 0 weighs all
+    actions alike.
+
     `balanced_answers`: two answers (by their first word) whose mean log-probabilities over a minibatch are held equal:
     each step is projected so that it does not change their difference, and a share `balance_rate` of what is left of
     it is taken away. What the policy learns is then when to give which, and not to give one of them always, which is
     the direction in which small models drift first. None switches it off.
     """
 
-    windows_per_update: int = 16
-    minibatches: int = 4
+    windows_per_update: int = 32
+    minibatches: int = 8
     epochs: int = 1
-    learning_rate: float = 5e-4
-    entropy_coefficient: float = 0.02
-    max_grad_norm: float = 1.0
-    adam_betas: tuple[float, float] = (0.9, 0.99)
+    learning_rate: float = 1e-3
+    entropy_coefficient: float = 0.0
+    max_grad_norm: float = 0.3
+    adam_betas: tuple[float, float] = (0.9, 0.9)
     warmup_steps: int = 3
+    decay_steps: int = 0
     lora_rank: int = 16
     lora_layers: int = 12
-    advantages: Literal["leave_one_out", "leave_one_out_action_centred"] = "leave_one_out_action_centred"
+    advantages: Literal["leave_one_out", "leave_one_out_action_centred", "all_actions"] = "all_actions"
+    policy_exponent: float = 0.5
     loss: Literal["cispo", "ppo"] = "cispo"
     balanced_answers: tuple[str, str] | None = ("BUY", "SELL")
     balance_rate: float = 0.3
     stale_limit: int = 0
     temperature: float = 1.0
-    exploration: float = 0.1
+    exploration: float = 0.0
+
+    def rate_at(self, step: int) -> float:
+        """Share of the learning rate at an optimizer step, counted from 1 over the whole run."""
+        warm = min(1.0, step / max(1, self.warmup_steps))
+        left = 1 - min(1.0, (step - 1) / self.decay_steps) if self.decay_steps else 1.0
+        return warm * (DECAYED_TO + (1 - DECAYED_TO) * left)
 
     def as_json(self) -> dict:
         """Plain JSON values, as stored."""

@@ -29,6 +29,7 @@ class RowPlan(msgspec.Struct, frozen=True):
     temperature: float
     minibatch: int
     pair: tuple[int, int] | None  # first tokens of the answers held in balance
+    enumerated: bool = False  # one of all legal answers, and not one that was drawn
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -37,6 +38,7 @@ class Row(msgspec.Struct, frozen=True):
     index: int
     answer: Answer
     pair: tuple[int, int] | None
+    enumerated: bool
 
 
 class TorchService:
@@ -84,7 +86,7 @@ class TorchService:
         for rows in minibatches * self.recipe.epochs:
             taken += 1
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * min(1.0, taken / max(1, self.recipe.warmup_steps))
+                group["lr"] = config.learning_rate * self.recipe.rate_at(taken)
             optimizer.zero_grad()
             balance = Balance(parameters, self.recipe.balance_rate)
             metrics = self._backward(tensors, rows, _config, balance)
@@ -111,7 +113,7 @@ class TorchService:
                 )
             plan = self.plans[tuple(tokens)].popleft()
             answer = Answer(tokens[: plan.prompt_length], tokens[plan.prompt_length :], plan.choices, plan.temperature)
-            found[plan.minibatch].append(Row(row, answer, plan.pair))
+            found[plan.minibatch].append(Row(row, answer, plan.pair, plan.enumerated))
         # ART shuffles with the global random state; the order of a sum is ours to fix.
         return [sorted(found[index], key=lambda row: row.answer.prompt + row.answer.tokens) for index in sorted(found)]
 
@@ -156,6 +158,9 @@ class TorchService:
             # ART's loss reads the log-probability of token t + 1 at position t, the entropy at its own.
             logprobs = logprobs.index_put((at, torch.arange(start - 1, end - 1, device=device)), result.logprobs)
             entropies = entropies.index_put((at, torch.arange(start, end, device=device)), result.entropies)
+            if row.enumerated:
+                # ART's ratio becomes the policy's own probability of the answer, to the recipe's exponent.
+                inputs["logprobs"][place, start:end] = (1 - self.recipe.policy_exponent) * result.logprobs.detach()
             ratios = (result.logprobs.detach() - inputs["logprobs"][place, start:end]).exp()
             for index, choosing in enumerate(result.choosing):
                 if choosing:

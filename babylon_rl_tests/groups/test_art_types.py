@@ -128,6 +128,33 @@ def test_the_advantages_that_reach_arts_loss_are_the_stored_ones_times_one_const
         assert value == pytest.approx(advantage * constant, rel=1e-5, abs=1e-5)
 
 
+def test_all_actions_reach_arts_loss_as_one_row_each(tokenizer):
+    stream = random.Random(1)
+    single = [one for one in groups() if len(one.members[0].decisions) == 1]
+    with_values = [
+        msgspec.structs.replace(
+            one,
+            members=[
+                msgspec.structs.replace(m, action_values=[stream.gauss(0, 1) for _ in range(3)]) for m in one.members
+            ],
+        )
+        for one in single
+    ]
+    snapshot = make_snapshot(with_values, "demo", {"advantages": "all_actions"}, 1)
+    with pytest.raises(TrainingError, match="tokenizer"):
+        batch_to_art(snapshot.groups)
+    converted = batch_to_art(snapshot.groups, lambda text: [made.TOKENS[text], made.TOKENS["<|im_end|>"]])
+    found = advantages_in_the_loss(tokenizer, converted)
+    stored = {m.trajectory_id: m.action_advantages for one in snapshot.groups for m in one.members}
+    assert {name: len(values) for name, values in found.items()} == {name: 3 for name in stored}
+    pairs = [pair for name in stored for pair in zip(sorted(stored[name]), sorted(found[name]), strict=True)]
+    constant = max(abs(value) for _, value in pairs) / max(abs(advantage) for advantage, _ in pairs)
+    for advantage, value in pairs:
+        assert value == pytest.approx(advantage * constant, rel=1e-5, abs=1e-5)
+    with pytest.raises(TrainingError, match="other tokens"):
+        batch_to_art(snapshot.groups, lambda text: [made.TOKENS[text]])
+
+
 def advantages_in_the_loss(tokenizer, converted):
     """Advantage of each row of ART's packed tensors, by trajectory id; checks the tokens on the way."""
     from art.preprocessing.pack import packed_tensors_from_tokenized_results

@@ -1,4 +1,5 @@
 import math
+import random
 
 import msgspec
 import pytest
@@ -51,6 +52,48 @@ def test_the_id_depends_on_the_content_and_not_on_the_order(settings):
         make_snapshot(batch(), "demo", settings, 1, left_out={"not_ready": 1}),
     ]
     assert len({one.snapshot_id for one in [first, *others]}) == 6
+
+
+def test_with_all_actions_every_choice_of_a_valued_window_has_an_advantage():
+    stream = random.Random(0)
+    first, second, third = *batch()[:2], group(12, [4.0, 0.5, 0.0, -1.0])
+    members = [
+        msgspec.structs.replace(m, action_values=[stream.gauss(0, 1) for _ in range(3)])
+        for one in (first, second)
+        for m in one.members
+    ]
+    size = len(first.members)
+    first, second = (
+        msgspec.structs.replace(one, members=own) for one, own in ((first, members[:size]), (second, members[size:]))
+    )
+    groups = make_snapshot([first, second, third], "demo", {**SETTINGS, "advantages": "all_actions"}, 1).groups
+    made_of = [m.action_advantages for one in groups[:2] for m in one.members]
+    for action in zip(*made_of, strict=True):
+        assert sum(action) == pytest.approx(0, abs=1e-12)
+    for member in groups[0].members:
+        taken = member.decisions[0].choices.index(member.decisions[0].response)
+        assert member.advantage == member.action_advantages[taken]
+    # Values of one decision, less an equal amount a decision and an amount an action: differences of differences stay.
+    a, b = made_of[0], made_of[1]
+    va, vb = first.members[0].action_values, first.members[1].action_values
+    assert (a[0] - a[1]) - (b[0] - b[1]) == pytest.approx((va[0] - va[1]) - (vb[0] - vb[1]))
+    # Where nothing is valued, what was done is trained on.
+    assert all(m.action_advantages is None for m in groups[2].members) and any(advantages_of(groups[2:]))
+
+
+def test_a_member_without_values_is_left_out_of_a_valued_window_and_counted():
+    first = batch()[0]
+    own = [msgspec.structs.replace(first.members[0], action_values=[0.1, -0.1, 0.0]), *first.members[1:]]
+    other = msgspec.structs.replace(
+        group(13, [1.0]), members=[msgspec.structs.replace(group(13, [1.0]).members[0], action_values=[-0.2, 0.1, 0.0])]
+    )
+    mixed = msgspec.structs.replace(first, members=own)
+    snapshot = make_snapshot([mixed, other], "demo", {**SETTINGS, "advantages": "all_actions"}, 1)
+    assert [len(one.members) for one in snapshot.groups] == [1, 1]
+    assert snapshot.left_out == {"members without action_values": 2}
+    wrong = msgspec.structs.replace(own[0], action_values=[0.1, 0.2])
+    with pytest.raises(TrainingError, match="do not stand for the recorded choices"):
+        make_snapshot([msgspec.structs.replace(first, members=[wrong])], "demo", SETTINGS, 1)
 
 
 def test_a_snapshot_says_its_windows_in_order_and_what_was_left_out():

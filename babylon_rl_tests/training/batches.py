@@ -1,6 +1,9 @@
 """A small batch for the tests of training: sampled from a policy on simulated prompts, with made-up rewards."""
 
 import random
+from collections.abc import Callable
+
+import msgspec
 
 from babylon_rl.groups.trained_view import Decision, Group, Member
 from babylon_rl.market.actions import choices
@@ -29,6 +32,19 @@ def sample_requests(windows: int, exploration: float = 0.1) -> list[SampleReques
         )
         for index, window in enumerate(make_window(0, "train", i) for i in range(windows))
         for place, agent in enumerate(make_agents(0, "train", index))
+    ]
+
+
+def valued(groups: list[Group], values: Callable[[Decision], list[float]]) -> list[Group]:
+    """The groups with a value for each choice of each decision."""
+    return [
+        msgspec.structs.replace(
+            group,
+            members=[
+                msgspec.structs.replace(member, action_values=values(member.decisions[0])) for member in group.members
+            ],
+        )
+        for group in groups
     ]
 
 

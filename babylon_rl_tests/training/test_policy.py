@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from babylon_rl.errors import ModelError, TrainingError
@@ -12,7 +13,7 @@ from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.policy import Answer, Policy
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.trainer import weights_digest
-from babylon_rl_tests.training.batches import sample_requests, sampled_groups
+from babylon_rl_tests.training.batches import sample_requests, sampled_groups, valued
 
 RECIPE = Recipe(windows_per_update=4, minibatches=2, lora_layers=2)
 
@@ -104,8 +105,6 @@ def test_a_second_update_continues_moments_and_steps(tiny: Path, tmp_path: Path)
 
 
 def test_balanced_answers_stay_balanced_where_the_batch_pays_one_side(tiny: Path, tmp_path: Path):
-    import msgspec
-
     def paid(member):
         return msgspec.structs.replace(member, reward=0.01 if member.decisions[0].response.startswith("BUY") else 0.0)
 
@@ -132,6 +131,33 @@ def test_balanced_answers_stay_balanced_where_the_batch_pays_one_side(tiny: Path
     assert abs(moved["held"]) < 0.2 * moved["free"]
 
 
+def test_training_on_all_actions_prefers_what_is_valued_although_nobody_did_it(tiny: Path, tmp_path: Path):
+    """BUY pays for two instruments and SELL for the others; nobody ever earned anything."""
+    recipe = Recipe(windows_per_update=8, minibatches=4, epochs=4, lora_layers=1, learning_rate=3e-3)
+    groups = valued(sampled_groups(Policy(tiny), 8), lambda d: [1, -1, 0] if _buys(d) else [-1, 1, 0])
+    unpaid = [
+        msgspec.structs.replace(group, members=[msgspec.structs.replace(m, reward=0.0) for m in group.members])
+        for group in groups
+    ]
+    made, _ = train(tiny, tmp_path / "work", recipe, groups=unpaid)
+    policy = Policy(tiny)
+    policy.add_adapter(made.folder)
+    decisions = [m.decisions[0] for group in groups for m in group.members]
+    pays = ["BUY" if _buys(d) else "SELL" for d in decisions]
+    found = evaluated(policy, answers_of(policy, 8), 512)
+    leads = [_lead(policy, found[i]) * (1 if side == "BUY" else -1) for i, side in enumerate(pays)]
+    assert sum(lead > 0 for lead in leads) > 0.8 * len(leads)
+
+
+def _buys(decision) -> bool:
+    return decision.response.split()[1] in ("ACME", "MOON")
+
+
+def _lead(policy: Policy, result) -> float:
+    buy, sell = (answer_tokens(policy.tokenizer, verb)[0] for verb in ("BUY", "SELL"))
+    return float((result.opening[buy] - result.opening[sell]).detach())
+
+
 def mean_tilt(tiny: Path, adapter: Path | None) -> float:
     policy = Policy(tiny)
     prompts = answers_of(policy, 4)
@@ -154,8 +180,6 @@ def test_opposite_tokens_need_exactly_two_different_first_tokens():
 
 
 def test_tokens_that_the_chat_template_does_not_reproduce_are_refused(tiny: Path, tmp_path: Path):
-    import msgspec
-
     groups = sampled_groups(Policy(tiny), 4)
     decision = groups[0].members[0].decisions[0]
     broken = msgspec.structs.replace(decision, prompt_token_ids=[5, *decision.prompt_token_ids])
