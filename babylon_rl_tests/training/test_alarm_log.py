@@ -1,7 +1,10 @@
 """Alarms in the database: what is written with an update, and what it changes for state, exploration and candidates."""
 
+import pandas as pd
 import pytest
 
+from babylon_rl.evaluation import schedule
+from babylon_rl.evaluation.schedule import candidate_of, schedule_of
 from babylon_rl.reporting import alarm_lines
 from babylon_rl.training.alarm_log import exploration_for, list_alarms, newest_alarms, response_at, standing_checkpoints
 from babylon_rl.training.updates import state_before
@@ -124,3 +127,22 @@ def test_what_a_checkpoint_that_was_set_aside_played_is_not_on_policy(rounds):
     rounds.play(5, MIXED, aside)
     row = rounds.update(5)
     assert not row["updated"] and "foreign_model" in row["reason"]
+
+
+def test_what_was_set_aside_is_no_candidate_whatever_it_earned(rounds, monkeypatch):
+    good, aside = (go(rounds, number, MIXED)["checkpoint_id"] for number in (1, 2))
+    earned = {"run@0": 0.0, good: 1.0, aside: 9.0}
+    played = pd.DataFrame(
+        [
+            {"window_id": window_id, "arm": arm, "agent_id": "a", "pnl": pnl, "valid": True}
+            for window_id in schedule_of(rounds.run).windows("validation")
+            for arm, pnl in earned.items()
+        ]
+    )
+    monkeypatch.setattr(schedule, "read_evaluation", lambda *_: played)
+    chosen = []
+    for _ in range(2):
+        with rounds.database.connect() as connection:
+            chosen.append(candidate_of(connection, rounds.run, schedule_of(rounds.run))[0])
+        go(rounds, 3, ONE_SIDED)
+    assert chosen == [aside, good]
