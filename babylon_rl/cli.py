@@ -177,7 +177,7 @@ def demo(
 def _tell(database: Any, settings: Settings, training_run: str) -> None:
     """The demo's end: table of rounds, curve, unseen news, the decision, the next command."""
     from babylon_rl.evaluation.schedule import schedule_of
-    from babylon_rl.reporting import draw_curve, evaluation_rows, evidence_of, rounds
+    from babylon_rl.reporting import alarm_lines, draw_curve, evaluation_rows, evidence_of, rounds
     from babylon_rl.training.runs import base_checkpoint, load_run
 
     with database.connect() as connection:
@@ -186,10 +186,13 @@ def _tell(database: Any, settings: Settings, training_run: str) -> None:
         schedule = schedule_of(run)
         assert schedule is not None
         played = rounds(connection, run)
+        alarms = alarm_lines(connection, run)
         evidence = evidence_of(evaluation_rows(connection, schedule), base_checkpoint(training_run))
         png = draw_curve(connection, run, settings.home / "plots" / f"{training_run}.png")
     assert evidence is not None
     console.print(_rounds_table(played))
+    for line in alarms:
+        console.print(line, soft_wrap=True, markup=False)
     console.print(
         f"Test: {evidence['candidate']} {_money(evidence['candidate_pnl'])} an agent and window, "
         f"start {_money(evidence['base_pnl'])}, on {evidence['windows']} later windows.",

@@ -9,6 +9,7 @@ from babylon_rl.defs.art_groups import art_groups
 from babylon_rl.defs.automation import materialize_windows, train_and_evaluate, window_readiness
 from babylon_rl.defs.checkpoint_evaluations import checkpoint_evaluations
 from babylon_rl.defs.io_manager import PostgresIOManager
+from babylon_rl.defs.learning_is_steady import learning_is_steady
 from babylon_rl.defs.market_outcomes import market_outcomes
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.scored_trajectories import scored_trajectories
@@ -30,6 +31,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             trained_checkpoints,
             checkpoint_evaluations,
         ],
+        asset_checks=[learning_is_steady],
         jobs=[materialize_windows, train_and_evaluate],
         sensors=[window_readiness],
         resources={

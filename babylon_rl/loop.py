@@ -27,10 +27,11 @@ from babylon_rl.market.trajectories import Label
 from babylon_rl.market.world import MarketWindow, make_window
 from babylon_rl.recording.reader import list_windows, whole_windows
 from babylon_rl.recording.recorder import Recorder
-from babylon_rl.reporting import evaluation_rows, evidence_of
+from babylon_rl.reporting import alarm_lines, evaluation_rows, evidence_of
 from babylon_rl.serving.process import Endpoint as ServedEndpoint
 from babylon_rl.serving.process import running_endpoint
 from babylon_rl.settings import REPOSITORY, Settings, get_settings
+from babylon_rl.training.alarm_log import exploration_for, response_at, standing_checkpoints
 from babylon_rl.training.base_models import TINY, prepare_base_model
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.runs import (
@@ -38,7 +39,6 @@ from babylon_rl.training.runs import (
     TrainingRun,
     base_checkpoint,
     finish_run,
-    list_checkpoints,
     load_run,
     promote,
     start_run,
@@ -220,9 +220,11 @@ class Player:
         self.schedule, self.stage = schedule, stage
 
     def train(self, window_ids: Sequence[str], checkpoint: Checkpoint, title: str) -> None:
-        """Play training windows with the checkpoint, with the recipe's exploration."""
+        """Play one round's training windows with the checkpoint, with the round's exploration."""
         label = Label(checkpoint.checkpoint_id)
-        self._play("train", window_ids, label, checkpoint.checkpoint_id, self.run.recipe.exploration, title)
+        with self.database.connect() as connection:
+            exploration = exploration_for(connection, self.run, window_ids[0])
+        self._play("train", window_ids, label, checkpoint.checkpoint_id, exploration, title)
 
     def evaluate(self, split: str, checkpoint: Checkpoint, title: str) -> None:
         """Play a split's windows with the checkpoint, without exploration."""
@@ -371,7 +373,7 @@ def run_demo(settings: Settings, database: Database, seed: int, plan: Plan, stag
 
 
 def _train(player: Player, materializer: Materializer) -> None:
-    """Rounds of play and update, each with the checkpoint that the one before made."""
+    """Rounds of play and update, each with the checkpoint that the one before left; alarms may stop them."""
     run = player.run
     planned = player.schedule.windows("train")
     size = run.recipe.windows_per_update
@@ -382,7 +384,12 @@ def _train(player: Player, materializer: Materializer) -> None:
             player.served.load(current.checkpoint_id, current.path)
         player.train(windows, current, f"round {number}: play")
         materializer.materialize(windows[0], windows[-1], f"round {number}: materialize and train")
-        if _latest(player.database, run, shift_window(windows[-1], 1)).step == current.step:
+        with player.database.connect() as connection:
+            response = response_at(connection, run, windows[-1])
+        if response == "stop":
+            break
+        # After an alarm the next round is another one: from an earlier state, or with more exploration.
+        if response == "none" and _latest(player.database, run, shift_window(windows[-1], 1)).step == current.step:
             raise TrainingError(
                 f"Round {number} gave nothing to train on: every agent did the same in all {size} windows. Take "
                 "another seed (SEED=2), or a recipe with more exploration."
@@ -401,8 +408,14 @@ def _evaluate(player: Player) -> None:
     """Validation of the start and the later half of the checkpoints; then the candidate and its rivals."""
     database, run = player.database, player.run
     with database.connect() as connection:
-        checkpoints = list_checkpoints(connection, run.training_run)
+        checkpoints = standing_checkpoints(connection, run)
+        alarms = alarm_lines(connection, run)
     last = checkpoints[-1].step
+    if last == 0:
+        raise TrainingError(
+            f"Run {run.training_run} ended without a checkpoint to evaluate: {'; '.join(alarms)}. Take another seed "
+            "(SEED=2), or a recipe with a lower learning rate or more exploration."
+        )
     checkpoints = [c for c in checkpoints if c.step == 0 or 2 * c.step >= last]
     for checkpoint in checkpoints:
         if checkpoint.path is not None:

@@ -14,7 +14,9 @@ from babylon_rl.database.tables import checkpoint_evaluations, scored_trajectori
 from babylon_rl.evaluation.paired import mean_interval
 from babylon_rl.evaluation.schedule import Schedule, schedule_of
 from babylon_rl.recording.reader import read_evaluation
+from babylon_rl.training.alarm_log import AlarmRow, list_alarms
 from babylon_rl.training.runs import TrainingRun, list_checkpoints, load_run, promoted
+from babylon_rl.windows import WINDOW_LENGTH, parse_window_id
 
 PNL = "dollars an agent and window"
 
@@ -142,6 +144,23 @@ def rounds(connection: psycopg.Connection, run: TrainingRun) -> list[Round]:
             )
         )
     return found
+
+
+def alarm_lines(connection: psycopg.Connection, run: TrainingRun) -> list[str]:
+    """One line an alarm, oldest first: the round, what was seen, and what was done."""
+    first, size = parse_window_id(run.first_window), run.recipe.windows_per_update
+    lines = []
+    for alarm in list_alarms(connection, run.training_run):
+        number = (parse_window_id(alarm.window_id) - first) // WINDOW_LENGTH // size + 1
+        lines.append(f"round {number}: {alarm.kind} ({alarm.detail}): {_done_about(alarm)}")
+    return lines
+
+
+def _done_about(alarm: AlarmRow) -> str:
+    if alarm.response == "stop":
+        return f"stopped at {alarm.back_to}"
+    back = f"stepped back to {alarm.back_to}, " if alarm.back_to else ""
+    return f"{back}exploration {alarm.exploration:g}"
 
 
 def validation_curve(connection: psycopg.Connection, run: TrainingRun) -> pd.DataFrame:

@@ -253,6 +253,25 @@ training_jobs = sa.Table(
     sa.CheckConstraint("state IN ('submitted', 'done', 'failed', 'in_doubt')", name="state"),
 )
 
+training_alarms = sa.Table(
+    "training_alarms",
+    metadata,
+    sa.Column("alarm_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("training_run", sa.Text, nullable=False),
+    sa.Column("window_id", sa.Text, nullable=False, comment="last window of the update whose batch raised it"),
+    sa.Column("checkpoint_id", sa.Text, nullable=False, comment="checkpoint that played the batch"),
+    sa.Column("kind", sa.Text, nullable=False, comment="one_sided | all_hold | malformed | overtrading | no_spread"),
+    sa.Column("value", Real, nullable=False),
+    sa.Column("limit_value", Real, nullable=False),
+    sa.Column("response", sa.Text, nullable=False),
+    sa.Column("back_to", sa.Text, sa.ForeignKey(f"{SCHEMA}.checkpoints.checkpoint_id"), comment="state after it"),
+    sa.Column("exploration", Real, nullable=False, comment="of the round after it"),
+    sa.Column("detail", sa.Text, nullable=False, comment="the value as a person reads it"),
+    _now("created_at"),
+    sa.UniqueConstraint("training_run", "window_id", "kind"),
+    sa.CheckConstraint("response IN ('explore', 'step_back', 'stop')", name="response"),
+)
+
 promotions = sa.Table(
     "promotions",
     metadata,

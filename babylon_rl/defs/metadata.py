@@ -98,6 +98,10 @@ def checkpoints_metadata(frame: pd.DataFrame) -> Mapping[str, Any]:
         "groups_left_out",
     )
     found: dict[str, Any] = {"state": table(frame, columns), "updates": int(frame["updated"].sum())}
+    checked = [metrics for metrics in frame["metrics"] if "health" in metrics]
+    if checked:
+        found |= _health(checked[-1]["health"])
+        found["alarms"] = alarms_table([alarm for metrics in checked for alarm in metrics["alarms"]])
     updated = frame[frame["updated"]]
     if len(updated):
         last = updated.iloc[-1]
@@ -107,6 +111,23 @@ def checkpoints_metadata(frame: pd.DataFrame) -> Mapping[str, Any]:
         found["steps"] = table(pd.DataFrame(steps), list(steps[0]))
         found["curves"] = _plot(lambda axes: _curves(axes, steps))
     return found
+
+
+def alarms_table(alarms: Sequence[Mapping[str, Any]]) -> dg.MetadataValue:
+    """The alarms as a table, or that there are none."""
+    if not alarms:
+        return dg.MetadataValue.md("No alarm.")
+    columns = ("window_id", "kind", "value", "limit_value", "detail", "response", "back_to", "exploration")
+    return table(pd.DataFrame(list(alarms)), columns)
+
+
+def _health(health: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that alarms look at, of the last update, so that Dagster draws them over time."""
+    return {
+        **{f"share {label}": float(share) for label, share in health["shares"].items()},
+        "fees over P&L before them": float(health["fees"]),
+        "share of groups without spread": float(health["no_spread"]),
+    }
 
 
 def evaluations_metadata(frame: pd.DataFrame) -> Mapping[str, Any]:

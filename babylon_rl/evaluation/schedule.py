@@ -15,7 +15,8 @@ from babylon_rl.evaluation.gates import decide
 from babylon_rl.evaluation.paired import paired_effect
 from babylon_rl.market.policies import FIXED_POLICIES, INFORMED_POLICY
 from babylon_rl.recording.reader import read_evaluation
-from babylon_rl.training.runs import TrainingRun, base_checkpoint, list_checkpoints, run_of_window
+from babylon_rl.training.alarm_log import standing_checkpoints
+from babylon_rl.training.runs import TrainingRun, base_checkpoint, run_of_window
 from babylon_rl.windows import shift_window, window_range
 
 EMBARGO = 1  # windows; nothing is held longer than the hour
@@ -77,7 +78,7 @@ def candidate_of(
 ) -> tuple[str, pd.DataFrame] | None:
     """The checkpoint that earned most on the validation windows, and the table of all of them; None before that."""
     played = read_evaluation(connection, schedule.windows("validation"), "validation")
-    steps = [c.checkpoint_id for c in list_checkpoints(connection, run.training_run) if c.step > 0]
+    steps = [c.checkpoint_id for c in standing_checkpoints(connection, run) if c.step > 0]
     candidates = [checkpoint for checkpoint in steps if checkpoint in set(played["arm"])]
     return choose_candidate(played, candidates) if candidates else None
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 import msgspec
 
+from babylon_rl.training.alarms import AlarmLimits
+
 # Share of the learning rate that is left after the decay.
 DECAYED_TO = 0.1
 
@@ -26,6 +28,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     each step is projected so that it does not change their difference, and a share `balance_rate` of what is left of
     it is taken away. What the policy learns is then when to give which, and not to give one of them always, which is
     the direction in which small models drift first. None switches it off.
+
+    `alarms`: when a batch raises an alarm, and how the run answers it.
     """
 
     windows_per_update: int = 32
@@ -47,6 +51,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stale_limit: int = 0
     temperature: float = 1.0
     exploration: float = 0.0
+    alarms: AlarmLimits = AlarmLimits()
 
     def rate_at(self, step: int) -> float:
         """Share of the learning rate at an optimizer step, counted from 1 over the whole run."""

@@ -1,7 +1,8 @@
 """From trainable groups to checkpoints, window by window: when an update is due, and its one job in the ledger.
 
 An update is due at every `windows_per_update`-th window of a run's training range and consumes the groups since the
-last one. The job is written down before it starts; a second attempt finds it and never trains twice.
+last one. The job is written down before it starts; a second attempt finds it and never trains twice. A batch that
+raises an alarm may be answered by a step back instead of an update.
 """
 
 import hashlib
@@ -21,10 +22,12 @@ from babylon_rl.groups.build import trainable_groups
 from babylon_rl.groups.provenance import Lineage
 from babylon_rl.groups.snapshots import Snapshot, make_snapshot, save_snapshot
 from babylon_rl.settings import Settings
+from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms, standing_checkpoints
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.runs import (
     Checkpoint,
     TrainingRun,
+    base_checkpoint,
     list_checkpoints,
     load_checkpoint,
     run_of_window,
@@ -55,9 +58,12 @@ def _row_of(
         return _row(window_id, None, None, "no training run covers this window; `babylon-rl train` starts one")
     with database.connect() as connection:
         parent = state_before(connection, run, window_id)
+        stops = [alarm for alarm in alarms_before(connection, run, window_id) if alarm.response == "stop"]
     windows = windows_since(run, window_id)
     if windows is None:
         return _row(window_id, run, parent, "after the run's training windows: nothing is trained here")
+    if stops:
+        return _row(window_id, run, parent, f"alarms stopped the run at {stops[0].window_id}: nothing is trained here")
     if len(windows) < run.recipe.windows_per_update:
         reason = f"window {len(windows)} of {run.recipe.windows_per_update}: the update comes with the last"
         return _row(window_id, run, parent, reason)
@@ -77,14 +83,17 @@ def windows_since(run: TrainingRun, window_id: str) -> list[str] | None:
 def state_before(connection: psycopg.Connection, run: TrainingRun, window_id: str) -> Checkpoint:
     """The run's latest checkpoint that was trained on windows before this one only.
 
-    Where a window was trained again, the branch that came last counts.
+    Where a window was trained again, the branch that came last counts. Where an alarm led back, that checkpoint counts,
+    and those trained after the alarm.
     """
-    earlier = [
-        checkpoint
-        for checkpoint in list_checkpoints(connection, run.training_run)
-        if checkpoint.last_window is None or checkpoint.last_window < window_id
-    ]
-    return earlier[-1]
+    turns = [alarm for alarm in alarms_before(connection, run, window_id) if alarm.back_to is not None]
+    since = turns[-1].window_id if turns else ""
+    checkpoints = list_checkpoints(connection, run.training_run)
+    later = [(c.last_window, place) for place, c in enumerate(checkpoints) if since < (c.last_window or "") < window_id]
+    if later:
+        return checkpoints[max(later)[1]]
+    start = turns[-1].back_to if turns else base_checkpoint(run.training_run)
+    return next(checkpoint for checkpoint in checkpoints if checkpoint.checkpoint_id == start)
 
 
 def _update(
@@ -92,18 +101,18 @@ def _update(
 ) -> dict[str, Any]:
     window_id = windows[-1]
     with database.connect() as connection:
-        groups, others = trainable_groups(read_frame(connection, current_rows(art_groups, windows)))
-        missing = len(windows) - len(groups) - sum(others.values())
-        if missing:
-            others = {**others, "not_materialized": missing}
-        steps = {c.checkpoint_id: c.step for c in list_checkpoints(connection, run.training_run)}
-        lineage = Lineage(run.training_run, steps, parent.step)
+        rows = read_frame(connection, current_rows(art_groups, windows))
+        checked = check_batch(connection, run, parent, windows, rows)
+        if checked.response.checkpoint is not None:
+            save_alarms(connection, run, window_id, checked.rows)
+            state = load_checkpoint(connection, checked.response.checkpoint)
+            return {**_row(window_id, run, state, _answer(checked)), "metrics": checked.as_metrics()}
         try:
-            snapshot = make_snapshot(
-                groups, run.training_run, run.recipe.as_json(), run.seed, lineage=lineage, left_out=others
-            )
+            snapshot = _snapshot_of(connection, run, parent, windows, rows)
         except TrainingError as error:
-            return _row(window_id, run, parent, str(error))
+            save_alarms(connection, run, window_id, checked.rows)
+            reason = f"{_answer(checked)}. {error}" if checked.rows else str(error)
+            return {**_row(window_id, run, parent, reason), "metrics": checked.as_metrics()}
         save_snapshot(connection, snapshot)
         job_id = _open_job(connection, run, parent, snapshot)
     request = _request(settings, run, parent, snapshot)
@@ -115,6 +124,7 @@ def _update(
         raise
     with database.connect() as connection:
         _book(connection, run, parent, snapshot, request, result, window_id)
+        save_alarms(connection, run, window_id, checked.rows)
         _close_job(connection, job_id, "done", parent.step + 1, None)
         checkpoint = load_checkpoint(connection, request.checkpoint_id)
     left_out = len(windows) - len(snapshot.groups)
@@ -125,8 +135,37 @@ def _update(
         "snapshot_id": snapshot.snapshot_id,
         "groups_trained": len(snapshot.groups),
         "groups_left_out": left_out,
-        "metrics": {"mean": result.metrics, "steps": result.steps, "left_out": snapshot.left_out},
+        "metrics": {
+            "mean": result.metrics,
+            "steps": result.steps,
+            "left_out": snapshot.left_out,
+            **checked.as_metrics(),
+        },
     }
+
+
+def _snapshot_of(
+    connection: psycopg.Connection, run: TrainingRun, parent: Checkpoint, windows: list[str], rows: pd.DataFrame
+) -> Snapshot:
+    """The update's training set; TrainingError where nothing is trainable."""
+    groups, others = trainable_groups(rows)
+    missing = len(windows) - len(groups) - sum(others.values())
+    if missing:
+        others = {**others, "not_materialized": missing}
+    # What was set aside is not of this lineage, though its step may be.
+    steps = {c.checkpoint_id: c.step for c in standing_checkpoints(connection, run, windows[-1])}
+    lineage = Lineage(run.training_run, steps, parent.step)
+    return make_snapshot(groups, run.training_run, run.recipe.as_json(), run.seed, lineage=lineage, left_out=others)
+
+
+def _answer(checked: Checked) -> str:
+    """What was done about the alarms, as the row's reason."""
+    said = ", ".join(f"{row.kind} ({row.detail})" for row in checked.rows)
+    response = checked.response
+    if response.kind == "stop":
+        return f"{said}: alarms again and again, the run is stopped with {response.checkpoint}"
+    back = f"back to {response.checkpoint}, " if response.checkpoint else ""
+    return f"{said}: {back}exploration {response.exploration:g} in the next round"
 
 
 def _row(window_id: str, run: TrainingRun | None, state: Checkpoint | None, reason: str) -> dict[str, Any]:

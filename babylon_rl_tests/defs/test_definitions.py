@@ -19,6 +19,9 @@ def test_definitions_hang_together():
     dg.Definitions.validate_loadable(definitions)
     names = {key.to_user_string() for key in definitions.resolve_all_asset_keys()}
     assert names == {*ASSETS, "recorded_trajectories"}
+    (check,) = definitions.resolve_asset_graph().asset_check_keys
+    assert (check.asset_key, check.name) == (dg.AssetKey("trained_checkpoints"), "learning_is_steady")
+    assert not definitions.resolve_asset_graph().get(check).blocking
 
 
 def test_every_asset_is_declared_alike_on_the_one_grid_of_hours():

@@ -110,6 +110,18 @@ def test_hours_without_an_update_say_why_and_have_no_curves():
     assert "window 1 of 16" in text(metadata["state"]) and not plots(metadata) and metadata["updates"] == 0
 
 
+def test_an_update_shows_what_the_batch_looked_like_and_its_alarms():
+    health = {"shares": {"SELL": 0.97, "BUY": 0.03}, "fees": 0.04, "no_spread": 0.0}
+    alarm = {"window_id": FIRST, "kind": "one_sided", "value": 0.97, "limit_value": 0.89, "detail": "SELL 97 %",
+             "response": "step_back", "back_to": "run@1", "exploration": 0.3}  # fmt: skip
+    metadata = checkpoints_metadata(pd.DataFrame([checkpoint_row(metrics={"health": health, "alarms": [alarm]})]))
+    assert "| one_sided | 0.97 | 0.89 | SELL 97 % | step_back | run@1 | 0.3 |" in text(metadata["alarms"])
+    assert (metadata["share SELL"], metadata["share BUY"]) == (0.97, 0.03)
+    quiet = checkpoints_metadata(pd.DataFrame([checkpoint_row(metrics={"health": health, "alarms": []})]))
+    assert text(quiet["alarms"]) == "No alarm."
+    assert "alarms" not in checkpoints_metadata(pd.DataFrame([checkpoint_row()]))
+
+
 def test_evaluations_show_effect_interval_and_decision_and_none_is_said():
     row = {"window_id": FIRST, "split": "test", "candidate": "run@2", "baseline": "run@0", "windows": 30, "effect": 4.5,
            "low": 1.25, "high": 7.75, "candidate_pnl": 6.0, "baseline_pnl": 1.5, "decision": "promote",

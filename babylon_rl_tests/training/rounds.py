@@ -1,0 +1,91 @@
+"""Rounds of play and update without a model: planted answers, and a trainer that writes nothing."""
+
+from pathlib import Path
+
+import msgspec
+import pandas as pd
+
+from babylon_rl.database.connect import Database
+from babylon_rl.database.history import replace_windows
+from babylon_rl.database.tables import art_groups, scored_trajectories, trained_checkpoints
+from babylon_rl.evaluation.schedule import make_schedule
+from babylon_rl.groups.build import build_group
+from babylon_rl.scoring.scorers import score_window
+from babylon_rl.settings import Settings
+from babylon_rl.training.recipe import Recipe
+from babylon_rl.training.runs import TrainingRun, start_run
+from babylon_rl.training.trainer import TrainerRequest, TrainerResult
+from babylon_rl.training.updates import update_checkpoints
+from babylon_rl.windows import shift_window
+from babylon_rl_tests.scoring import made
+
+SIZE = 2
+MIXED = ("BUY", "SELL", "HOLD", "SELL", "BUY", "HOLD", "BUY", "SELL")
+ONE_SIDED = ("SELL",) * 8
+ALL_HOLD = ("HOLD",) * 8
+STEP = {"loss": 0.1, "entropy": 1.0, "ratio": 1.0, "grad_norm": 0.5, "clipped": 0.0}
+
+
+class Rounds:
+    """A run of rounds of `SIZE` windows; `trained`: the requests that the trainer got."""
+
+    def __init__(self, database: Database, folder: Path, rounds: int = 8, later: int = 4) -> None:
+        (folder / "config.json").write_text("{}")
+        self.database = database
+        self.settings = Settings().model_copy(update={"home": folder})
+        self.trained: list[TrainerRequest] = []
+        schedule = make_schedule(made.WINDOW, 8, rounds * SIZE, later, later, later)
+        self.run = TrainingRun(
+            training_run="run",
+            base_model=str(folder),
+            seed=0,
+            recipe=Recipe(windows_per_update=SIZE, minibatches=1),
+            schedule=msgspec.to_builtins(schedule),
+            first_window=made.WINDOW,
+            last_window=schedule.last,
+            state="running",
+        )
+        with database.connect() as connection:
+            start_run(connection, self.run)
+
+    def windows(self, number: int) -> list[str]:
+        """Windows of a round; rounds count from 1."""
+        return [shift_window(made.WINDOW, (number - 1) * SIZE + i) for i in range(SIZE)]
+
+    def play(self, number: int, verbs: tuple[str, ...], checkpoint: str, exploration: float = 0.1) -> None:
+        """Plant a round's answers, the same in each window, as scored trajectories and groups."""
+        scored, groups = [], []
+        for window_id in self.windows(number):
+            window = made.recorded(
+                *(
+                    made.trajectory(
+                        name := f"{window_id}-{place}",
+                        verb,
+                        0.0 if verb == "HOLD" else 0.5 + place * (-1) ** place,
+                        window_id=window_id,
+                        calls=[
+                            msgspec.structs.replace(
+                                made.call(name, verb, checkpoint=checkpoint), exploration=exploration
+                            )
+                        ],
+                    )
+                    for place, verb in enumerate(verbs)
+                ),
+                window_id=window_id,
+            )
+            scored.append(score_window(window, made.outcomes(window_id)))
+            groups.append(build_group({"status": "ready", "reason": ""}, window, scored[-1]))
+        with self.database.connect() as connection:
+            replace_windows(connection, scored_trajectories, self.windows(number), pd.concat(scored))
+            replace_windows(connection, art_groups, self.windows(number), pd.DataFrame(groups))
+
+    def update(self, number: int) -> dict:
+        """Row of `trained_checkpoints` of the round's last window, written as the asset writes it."""
+        frame = update_checkpoints(self.database, self.settings, self.windows(number), self._launch)
+        with self.database.connect() as connection:
+            replace_windows(connection, trained_checkpoints, self.windows(number), frame)
+        return frame.iloc[-1].to_dict()
+
+    def _launch(self, request: TrainerRequest) -> TrainerResult:
+        self.trained.append(request)
+        return TrainerResult(folder=request.folder, weights_sha256=request.checkpoint_id, metrics=STEP, steps=[STEP])
