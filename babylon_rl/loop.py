@@ -74,21 +74,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 PLANS = {
     TINY: Plan(
         seed=3,
-        rounds=4,
+        rounds=3,
         validation=24,
         test=96,
         unseen=16,
-        agents=8,
+        agents=4,
         recipe=Recipe(
             windows_per_update=96,
             minibatches=12,
-            epochs=3,
-            learning_rate=1.5e-3,
-            entropy_coefficient=0.05,
+            epochs=2,
+            learning_rate=3e-3,
+            decay_steps=72,
             lora_layers=1,
         ),
     ),
-    "smollm2-135m": Plan(seed=1, rounds=8, validation=16, test=48, unseen=32, agents=8, recipe=Recipe()),
+    "smollm2-135m": Plan(seed=1, rounds=5, validation=32, test=96, unseen=48, agents=4, recipe=Recipe(decay_steps=40)),
 }
 
 
