@@ -4,6 +4,7 @@ import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -45,7 +46,7 @@ def summary_of(results: Sequence[SeedResult]) -> Summary:
         unseen_measured=len(unseen),
         unseen_above_zero=sum(unseen),
         effect=over_seeds([e.over_start.mean for e in shown]),
-        share=sum(shares) / len(shares) if shares else None,
+        share=fmean(shares) if shares else None,
     )
 
 
@@ -73,6 +74,16 @@ def _row(result: SeedResult) -> str:
             "-" if found.unseen is None else str(found.unseen),
         ]
     return f"| {' | '.join([str(result.seed), *cells, minutes, memory])} |"
+
+
+def result_line(result: SeedResult) -> str:
+    """A seed's result in a line for the terminal."""
+    found = result.evidence
+    if found is None:
+        return f"seed {result.seed}: failed: {result.error}"
+    verdict = "promoted" if found.promoted else "not promoted"
+    unseen = "" if found.unseen is None else f", on unseen news {found.unseen}"
+    return f"seed {result.seed}: {verdict}, {found.over_start} over its start{unseen}"
 
 
 def sentence(summary: Summary) -> str:
@@ -109,15 +120,13 @@ def levels(results: Sequence[SeedResult]) -> dict[str, float]:
     shown = [r.evidence for r in results if r.evidence]
     if not shown:
         return {}
-    fixed = {
-        NAMES.get(name, name): sum(e.fixed[name] for e in shown if name in e.fixed) / sum(name in e.fixed for e in shown)
-        for name in sorted({name for e in shown for name in e.fixed})
-    }
-    return {"always follows the news": sum(e.informed for e in shown) / len(shown), **fixed}
+    earned = {name: [e.fixed[name] for e in shown if name in e.fixed] for e in shown for name in e.fixed}
+    fixed = {NAMES.get(name, name): fmean(figures) for name, figures in earned.items()}
+    return {"always follows the news": fmean(e.informed for e in shown), **fixed}
 
 
 def draw(results: Sequence[SeedResult], title: str, target: Path) -> Path:
-    """Write the plot as a PNG: seeds and their mean while training, each candidate on test windows, what bounds them."""
+    """Write the plot as a PNG: seeds and their mean while training, each candidate on test windows, their bounds."""
     import matplotlib
 
     matplotlib.use("Agg")

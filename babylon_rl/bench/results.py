@@ -84,9 +84,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 
     def and_then(self, seconds: float, peak_bytes: int) -> "Spent":
         """With another attempt, or more of this one."""
-        return Spent(
-            seconds=self.seconds + seconds, peak_bytes=max(self.peak_bytes, peak_bytes), whole=self.whole
-        )
+        return Spent(seconds=self.seconds + seconds, peak_bytes=max(self.peak_bytes, peak_bytes), whole=self.whole)
 
 
 class SeedResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,13 +164,13 @@ def read_evidence(connection: psycopg.Connection, run: TrainingRun) -> Evidence:
 
 
 def load_results(path: Path, base_model: str, plan_digest: str) -> Results:
-    """The results kept in the file, empty where there is none. RecordingError or SettingsError where it is another's."""
+    """The results kept in the file, empty where there is none. BabylonError where it is damaged or another model's."""
     if not path.exists():
         return Results(base_model=base_model, plan_digest=plan_digest)
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Results)
     except msgspec.MsgspecError as error:
-        raise RecordingError(f"{path} cannot be read ({error}). Move it away, or name another folder by --out.") from None
+        raise RecordingError(f"{path} cannot be read ({error}). Move it away, or take another --out.") from None
     if (found.base_model, found.plan_digest) != (base_model, plan_digest):
         raise SettingsError(f"{path} holds results of {found.base_model}. Name another folder by --out.")
     return found
