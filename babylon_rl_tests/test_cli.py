@@ -20,7 +20,10 @@ def run(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("command", [[], ["db"], ["demo"], ["play"], ["status"], ["train"], ["serve"], ["ui"]])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["db"], ["demo"], ["play"], ["status"], ["train"], ["serve"], ["ui"], ["bench"], ["bench", "learning"]],
+)
 def test_help_is_there(command, tmp_path):
     done = run(*command, "--help", home=tmp_path)
     assert done.returncode == 0
@@ -40,6 +43,8 @@ UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nothing"
         (["train", "--from", "2025-01-15T12:00", "--to", "2025-01-15T11:00"], {}, "no window from"),
         (["train", "--from", "2999-01-15T10:00", "--to", "2999-01-15T11:00"], {}, "not over yet"),
         (["play", "--windows", "1", "--agents", "2"], {}, "agents"),
+        (["bench", "learning", "--seeds", "20-11"], {}, "ends before it begins"),
+        (["bench", "learning", "--seeds", "1", "--model", "/nowhere", "--publish"], {}, "--publish"),
         (["nonsense"], {}, "No such command"),
     ],
 )

@@ -74,15 +74,14 @@ def _numbers(estimate: Estimate) -> tuple[float, float, float]:
 
 def _document(base_model: str, plan: Plan, results: Sequence[SeedResult], picture: str) -> str:
     command = f"babylon-rl bench learning --model {base_model} --seeds {seeds_text([r.seed for r in results])}"
-    made = (
-        f"Each seed is one demo with a market, play and training of its own: {plan.rounds} rounds of "
-        f"{plan.recipe.windows_per_update} windows with {plan.agents} agents, then {plan.validation} validation windows "
-        f"to choose a checkpoint, {plan.test} test windows to judge it and {plan.unseen} windows of unseen news. Figures "
-        "are P&L in dollars an agent and window, with paired 95 % intervals over windows. A seed improved if its "
-        "candidate was promoted: above its start and above the best fixed policy, both intervals above zero. The "
-        "informed trader always follows the news. Minutes and memory (peak of the demo's processes, without PostgreSQL) "
-        f"are those of the machine that ran it. The demo quotes this for runs of exactly this plan "
-        f"({plan_digest(plan)[:8]}). Written by the command with --publish."
-    )
-    parts = [f"# How surely the recipe learns: {base_model}", f"    {command}", fill(made, 120, break_on_hyphens=False)]
+    made = f"""Each seed is one demo with a market, play and training of its own: {plan.rounds} rounds of
+        {plan.recipe.windows_per_update} windows with {plan.agents} agents, then {plan.validation} validation windows to
+        choose a checkpoint, {plan.test} test windows to judge it and {plan.unseen} windows of unseen news. Figures are
+        P&L in dollars an agent and window, with paired 95 % intervals over windows. A seed improved if its candidate
+        was promoted: above its start and above the best fixed policy, both intervals above zero. The informed trader
+        always follows the news. Minutes and memory (peak of the demo's processes, without PostgreSQL) are those of the
+        machine that ran it. The demo quotes this for runs of exactly this plan ({plan_digest(plan)[:8]}). Written by
+        the command with --publish."""
+    made = fill(" ".join(made.split()), 120, break_on_hyphens=False)
+    parts = [f"# How surely the recipe learns: {base_model}", f"    {command}", made]
     return "\n\n".join([*parts, table(results).rstrip(), f"![P&L by seed](img/{picture})"]) + "\n"

@@ -165,7 +165,8 @@ class DemoProcesses:
         return command if self.database.embedded else [*command, "--database", without_password(self.database.url)[0]]
 
     def _environment(self) -> dict[str, str]:
-        values = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+        # Libraries' warnings would stand where the stage is looked for.
+        values = {"PYTHONWARNINGS": "ignore", **os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
         password = None if self.database.embedded else without_password(self.database.url)[1]
         # libpq takes it from there; a command line can be read by every user of the machine.
         return values if password is None else {**values, "PGPASSWORD": password}

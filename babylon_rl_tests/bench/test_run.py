@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from babylon_rl.bench import run
@@ -8,7 +9,7 @@ from babylon_rl.bench.results import load_results
 from babylon_rl.bench.run import DemoProcesses, bench_learning, failure_in, last_line, only_bench, watch
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import SettingsError, TrainingError
-from babylon_rl.loop import PLANS, demo_name, plan_digest, run_for
+from babylon_rl.loop import PLANS, demo_name, plan_behind, plan_digest, run_for
 from babylon_rl_tests.bench.made import evidence
 
 
@@ -31,22 +32,23 @@ class MadeDemos:
 
 
 def bench(path, outcomes, seeds=(1, 2, 3), told=None):
-    demos = MadeDemos(outcomes)
-    bench_learning(path, "tiny", "digest", seeds, demos, lambda results, one: (told or []).append(one.seed))
+    """The seeds whose demos ran; those that were told go to `told`."""
+    demos, told = MadeDemos(outcomes), [] if told is None else told
+    bench_learning(path, "tiny", "digest", seeds, demos, lambda results, one: told.append(one.seed))
     return demos.ran
 
 
 def test_a_seed_that_is_measured_is_told_and_not_run_again(tmp_path):
-    path, told = tmp_path / "r.json", []
+    path = tmp_path / "r.json"
     assert bench(path, {1: evidence(), 2: evidence()}, (1, 2)) == [1, 2]
-    assert bench(path, {3: evidence()}, (1, 2, 3), told) == [3]
+    assert bench(path, {3: evidence()}) == [3]
 
 
 def test_each_seed_is_told_whether_it_ran_or_was_kept(tmp_path):
-    told = ["begin"]
+    told = []
     for _ in range(2):
         bench(tmp_path / "r.json", {1: evidence(), 2: TrainingError("no")}, (1, 2), told)
-    assert told == ["begin", 1, 2, 1, 2]
+    assert told == [1, 2, 1, 2]
 
 
 def test_an_interruption_keeps_what_is_finished_and_the_time_of_what_is_not(tmp_path):
@@ -84,9 +86,8 @@ def python(code):
 def test_a_process_is_watched_to_its_end_with_its_code_and_memory(monkeypatch):
     monkeypatch.setattr(run, "SAMPLE_SECONDS", 0.05)
     booked, looked = [], []
-    code = watch(
-        python("import time; time.sleep(0.4); raise SystemExit(3)"), lambda *s: booked.append(s), lambda: looked.append(1)
-    )
+    process = python("import time; time.sleep(0.4); raise SystemExit(3)")
+    code = watch(process, lambda *s: booked.append(s), lambda: looked.append(1))
     assert code == 3 and looked
     assert sum(seconds for seconds, _ in booked) > 0 and max(peak for _, peak in booked) > 1_000_000
 
@@ -137,3 +138,10 @@ def test_a_password_is_not_on_the_demos_command_line(tmp_path):
     demos = demos_in(Database("postgresql://me:secret-word@host/db", embedded=False), tmp_path, "d")
     assert "postgresql://me@host/db" in demos._command(1) and "secret-word" not in " ".join(demos._command(1))
     assert demos._environment()["PGPASSWORD"] == "secret-word"
+
+
+def test_the_plan_behind_a_run_is_the_one_it_was_started_with_but_for_its_seed(database):
+    plan = PLANS["smollm2-135m"]
+    behind = plan_behind(run_for(database, "tiny", 7, plan))
+    assert behind and behind.seed == 7 and plan_digest(behind) == plan_digest(plan)
+    assert plan_digest(msgspec.structs.replace(plan, rounds=plan.rounds + 1)) != plan_digest(plan)
