@@ -30,6 +30,7 @@ bench_app = typer.Typer(help="How well a recipe does, measured over several seed
 app.add_typer(bench_app, name="bench")
 console = Console()
 errors = Console(stderr=True)
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 DatabaseOption = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="PostgreSQL to use instead of the embedded server.")
@@ -411,12 +412,14 @@ def _line_stage(title: str, steps: int) -> Callable[[], None]:
 def main() -> None:
     """Entry point: errors that carry their remedy are printed without a stack trace."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as finished:
-        sys.exit(finished.exit_code)
+        # Typer hands back the code of an Exit instead of raising it, and makes one of Ctrl-C.
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except (KeyboardInterrupt, typer.Abort):
         errors.print("\nInterrupted. What was finished is kept; the same command goes on from there.")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BabylonError as error:
         errors.print(f"babylon-rl: {error}", soft_wrap=True, markup=False)
         sys.exit(2 if isinstance(error, SettingsError | DatabaseError) else 1)

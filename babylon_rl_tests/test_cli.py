@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from babylon_rl import cli
 
 
 def run(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -28,6 +31,26 @@ def test_help_is_there(command, tmp_path):
     done = run(*command, "--help", home=tmp_path)
     assert done.returncode == 0
     assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [(KeyboardInterrupt(), 130, "Interrupted"), (typer.Exit(1), 1, ""), (typer.Exit(0), 0, ""), (None, 0, "")],
+)
+def test_the_exit_code_tells_how_a_command_ended(raised, code, said, monkeypatch, capsys):
+    made = typer.Typer()
+
+    @made.command()
+    def command():
+        if raised:
+            raise raised
+
+    monkeypatch.setattr(cli, "app", made)
+    monkeypatch.setattr(sys, "argv", ["babylon-rl"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code or 0) == code
+    assert said in capsys.readouterr().err
 
 
 UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nothing"
