@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= smollm2-135m
 SEED ?=
+SEEDS ?= 11-20
 RUN = $(VENV)/bin
 
 # A user's own settings must not reach the demo or the tests.
 CLEAN = env -u DATABASE_URL -u BABYLON_RL_DATABASE_URL -u WANDB_API_KEY -u OPENAI_API_KEY
 
-.PHONY: help install demo ui test lint constraints down
+.PHONY: help install demo bench ui test lint constraints down
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,6 +28,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install ## the main job: play, train, evaluate, promote (MODEL=tiny is quick, SEED=n)
 	$(CLEAN) $(RUN)/babylon-rl demo --model $(MODEL) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+bench: install ## the demo's recipe over seeds, a table and a plot (SEEDS=11-20, MODEL=tiny); goes on after Ctrl-C
+	$(CLEAN) $(RUN)/babylon-rl bench learning --model $(MODEL) --seeds $(SEEDS) $(ARGS)
 
 ui: install ## open Dagster on what the demo produced
 	$(RUN)/babylon-rl ui

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import typer
 from pydantic import SecretStr
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.exceptions import TyperException
@@ -24,8 +26,11 @@ app = typer.Typer(
 )
 db_app = typer.Typer(help="The embedded PostgreSQL server and the schema.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
+bench_app = typer.Typer(help="How well a recipe does, measured over several seeds.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 console = Console()
 errors = Console(stderr=True)
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 DatabaseOption = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="PostgreSQL to use instead of the embedded server.")
@@ -155,12 +160,9 @@ def demo(
     with_application_tables: TablesOption = False,
 ) -> None:
     """The main job: play, train, evaluate, and promote on evidence. Goes on where an earlier call stopped."""
-    # A user of the application has these exported; simulated agents must not land in, or send to, what they name.
-    for name in ("DATABASE_URL", "BABYLON_RL_DATABASE_URL", "WANDB_API_KEY", "OPENAI_API_KEY"):
-        os.environ.pop(name, None)
+    _forget_the_applications_variables()
     from babylon_rl.loop import dagster_environment, environment, plan_of, prepare, run_demo
 
-    get_settings.cache_clear()
     settings = settings_for(database, model)
     opened = prepare(settings, with_application_tables or None)
     plan = plan_of(settings.base_model)
@@ -174,10 +176,19 @@ def demo(
     _tell(opened, settings, outcome.training_run)
 
 
+def _forget_the_applications_variables() -> None:
+    """A user of the application has these exported; simulated agents must not land in, or send to, what they name."""
+    for name in ("DATABASE_URL", "BABYLON_RL_DATABASE_URL", "WANDB_API_KEY", "OPENAI_API_KEY"):
+        os.environ.pop(name, None)
+    get_settings.cache_clear()
+
+
 def _tell(database: Any, settings: Settings, training_run: str) -> None:
     """The demo's end: table of rounds, curve, unseen news, the decision, the next command."""
+    from babylon_rl.evaluation.measured import how_sure, measured_for
     from babylon_rl.evaluation.schedule import schedule_of
-    from babylon_rl.reporting import alarm_lines, draw_curve, evaluation_rows, evidence_of, rounds
+    from babylon_rl.loop import plan_behind, plan_digest
+    from babylon_rl.reporting import alarm_lines, draw_curve, evaluation_rows, evidence_of, rounds, runs_alike
     from babylon_rl.training.runs import base_checkpoint, load_run
 
     with database.connect() as connection:
@@ -189,7 +200,10 @@ def _tell(database: Any, settings: Settings, training_run: str) -> None:
         alarms = alarm_lines(connection, run)
         evidence = evidence_of(evaluation_rows(connection, schedule), base_checkpoint(training_run))
         png = draw_curve(connection, run, settings.home / "plots" / f"{training_run}.png")
-    assert evidence is not None
+        ended, improved = runs_alike(connection, run)
+    plan = plan_behind(run)
+    assert evidence is not None and plan is not None
+    sure = how_sure(measured_for(run.base_model, plan_digest(plan)), run.base_model, ended, improved)
     console.print(_rounds_table(played))
     for line in alarms:
         console.print(line, soft_wrap=True, markup=False)
@@ -207,6 +221,7 @@ def _tell(database: Any, settings: Settings, training_run: str) -> None:
             soft_wrap=True,
         )
     console.print(evidence["reason"], soft_wrap=True)
+    console.print(sure, soft_wrap=True)
     console.print(f"Learning curve: {png}", soft_wrap=True)
     if run.base_model == "tiny":
         console.print("The tiny model was freshly initialised: this shows the machinery, in distribution only.")
@@ -297,6 +312,67 @@ def ui(port: Annotated[int, typer.Option()] = 3000, database: DatabaseOption = N
     os.execve(dagster, [dagster, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)], values)
 
 
+# --- bench -----------------------------------------------------------------------------------------
+
+
+@bench_app.command("learning")
+def bench_learning(
+    seeds: Annotated[str, typer.Option(metavar="SEEDS", help="Seeds to measure: 11-20, or 1,5,7, or both mixed.")],
+    model: ModelOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of results, table, plot and logs; by default BABYLON_RL_HOME/bench.")
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Also write data, document and plot of these seeds into the repository.")
+    ] = False,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the demo's recipe over seeds, one demo each: a table and a plot of what each seed and all of them came to.
+
+    A seed takes as long as a demo. Ctrl-C keeps what is finished; the same command goes on from there, and runs seeds
+    that failed again. Exit code 1: a seed failed.
+    """
+    _forget_the_applications_variables()
+    _end_like_ctrl_c()
+    from babylon_rl.bench.learning import measure_learning
+    from babylon_rl.bench.report import result_line, table
+    from babylon_rl.bench.results import parse_seeds
+    from babylon_rl.loop import plan_of
+
+    settings, wanted = settings_for(database, model), parse_seeds(seeds)
+    said = errors if as_json else console
+    folder = (out or settings.home / "bench").absolute()
+    said.print(f"{settings.base_model}, {len(wanted)} seeds, a demo each; logs in {folder}", soft_wrap=True)
+    with said.status("starting") as line:
+        measured = measure_learning(
+            settings,
+            plan_of(settings.base_model),
+            wanted,
+            folder,
+            publish,
+            lambda seed, last: line.update(escape(f"seed {seed}: {last}"[: said.width - 4])),
+            lambda result: said.print(result_line(result), soft_wrap=True, markup=False),
+        )
+    if as_json:
+        print(json.dumps(measured.as_json()))
+    else:
+        print(f"\n{table(measured.results)}")
+        console.print("\n".join(map(str, measured.files)), soft_wrap=True, markup=False)
+    raise typer.Exit(1 if measured.failed else 0)
+
+
+def _end_like_ctrl_c() -> None:
+    """A closed terminal or a plain kill ends as Ctrl-C does, so that no demo goes on without its bench."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
 # --- shared ----------------------------------------------------------------------------------------
 
 
@@ -339,12 +415,14 @@ def _line_stage(title: str, steps: int) -> Callable[[], None]:
 def main() -> None:
     """Entry point: errors that carry their remedy are printed without a stack trace."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as finished:
-        sys.exit(finished.exit_code)
+        # Typer hands back the code of an Exit instead of raising it, and makes one of Ctrl-C.
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except (KeyboardInterrupt, typer.Abort):
         errors.print("\nInterrupted. What was finished is kept; the same command goes on from there.")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BabylonError as error:
         errors.print(f"babylon-rl: {error}", soft_wrap=True, markup=False)
         sys.exit(2 if isinstance(error, SettingsError | DatabaseError) else 1)

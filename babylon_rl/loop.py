@@ -5,6 +5,7 @@ that has ended is only told again.
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -105,6 +106,29 @@ def plan_of(base_model: str) -> Plan:
     return PLANS.get(base_model, PLANS["smollm2-135m"])
 
 
+def plan_behind(run: TrainingRun) -> Plan | None:
+    """The plan that the run was started with, with its own seed; None where it was started without one."""
+    schedule = schedule_of(run)
+    if schedule is None:
+        return None
+    return Plan(
+        seed=run.seed,
+        rounds=len(schedule.windows("train")) // run.recipe.windows_per_update,
+        validation=len(schedule.windows("validation")),
+        test=len(schedule.windows("test")),
+        unseen=len(schedule.windows("unseen")),
+        agents=schedule.agents,
+        recipe=run.recipe,
+    )
+
+
+def plan_digest(plan: Plan) -> str:
+    """SHA-256 of all that a plan says but its seed; one for runs that may be measured together."""
+    said = msgspec.to_builtins(plan)
+    del said["seed"]
+    return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+
+
 def corpus(windows: int = 200) -> Iterator[str]:
     """Texts of the simulated market, from which the tiny model's tokenizer learns its words."""
     for index in range(windows):
@@ -152,9 +176,14 @@ def environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[key] = value
 
 
+def demo_name(base_model: str, seed: int) -> str:
+    """Name of the demo's training run."""
+    return f"demo-{Path(base_model).name}-seed{seed}"
+
+
 def run_for(database: Database, base_model: str, seed: int, plan: Plan) -> TrainingRun:
     """The demo's training run, started on its first call, on hours that hold nothing yet."""
-    name = f"demo-{Path(base_model).name}-seed{seed}"
+    name = demo_name(base_model, seed)
     with database.connect() as connection:
         found = load_run(connection, name)
         if found is not None:

@@ -11,6 +11,7 @@ from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.connect import Database
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import checkpoint_evaluations, scored_trajectories, trained_checkpoints, windows
+from babylon_rl.evaluation.compare import window_pnl
 from babylon_rl.evaluation.paired import mean_interval
 from babylon_rl.evaluation.schedule import Schedule, schedule_of
 from babylon_rl.recording.reader import read_evaluation
@@ -108,6 +109,33 @@ def evidence_of(rows: pd.DataFrame, base: str) -> dict[str, Any] | None:
             "base_pnl": float(unseen.iloc[0]["baseline_pnl"]),
         },
     }
+
+
+def policy_pnl(rows: pd.DataFrame, base: str) -> dict[str, float]:
+    """Mean P&L on the test windows of the policies without a model, by name, from the rows of the evaluation."""
+    compared = rows[(rows["split"] == "test") & (rows["baseline"] != base)]
+    return {str(row["baseline"]): float(row["baseline_pnl"]) for _, row in compared.iterrows()}
+
+
+def candidate_interval(connection: psycopg.Connection, schedule: Schedule, candidate: str) -> tuple[float, float]:
+    """95 % interval of the candidate's mean P&L on the test windows."""
+    played = read_evaluation(connection, schedule.windows("test"), "test")
+    return mean_interval(window_pnl(played, candidate))[1:]
+
+
+def runs_alike(connection: psycopg.Connection, run: TrainingRun) -> tuple[int, int]:
+    """How many demos of the same base model and recipe have ended in this database, and how many were promoted."""
+    row = connection.execute(
+        """SELECT count(*), count(*) FILTER (WHERE EXISTS (
+               SELECT 1 FROM babylon_rl.promotions p WHERE p.training_run = r.training_run))
+           FROM babylon_rl.training_runs r
+           JOIN babylon_rl.training_runs mine ON mine.training_run = %s
+               AND mine.base_model = r.base_model AND mine.settings = r.settings
+           WHERE r.state = 'finished' AND jsonb_exists(r.schedule, 'test')""",
+        (run.training_run,),
+    ).fetchone()
+    assert row
+    return row[0], row[1]
 
 
 def rounds(connection: psycopg.Connection, run: TrainingRun) -> list[Round]:

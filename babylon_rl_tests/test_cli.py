@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from babylon_rl import cli
 
 
 def run(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -20,11 +23,34 @@ def run(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("command", [[], ["db"], ["demo"], ["play"], ["status"], ["train"], ["serve"], ["ui"]])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["db"], ["demo"], ["play"], ["status"], ["train"], ["serve"], ["ui"], ["bench"], ["bench", "learning"]],
+)
 def test_help_is_there(command, tmp_path):
     done = run(*command, "--help", home=tmp_path)
     assert done.returncode == 0
     assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [(KeyboardInterrupt(), 130, "Interrupted"), (typer.Exit(1), 1, ""), (typer.Exit(0), 0, ""), (None, 0, "")],
+)
+def test_the_exit_code_tells_how_a_command_ended(raised, code, said, monkeypatch, capsys):
+    made = typer.Typer()
+
+    @made.command()
+    def command():
+        if raised:
+            raise raised
+
+    monkeypatch.setattr(cli, "app", made)
+    monkeypatch.setattr(sys, "argv", ["babylon-rl"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code or 0) == code
+    assert said in capsys.readouterr().err
 
 
 UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nothing"
@@ -40,6 +66,8 @@ UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nothing"
         (["train", "--from", "2025-01-15T12:00", "--to", "2025-01-15T11:00"], {}, "no window from"),
         (["train", "--from", "2999-01-15T10:00", "--to", "2999-01-15T11:00"], {}, "not over yet"),
         (["play", "--windows", "1", "--agents", "2"], {}, "agents"),
+        (["bench", "learning", "--seeds", "20-11"], {}, "ends before it begins"),
+        (["bench", "learning", "--seeds", "1", "--model", "/nowhere", "--publish"], {}, "--publish"),
         (["nonsense"], {}, "No such command"),
     ],
 )

@@ -9,11 +9,13 @@ import dagster as dg
 import pytest
 from typer.testing import CliRunner
 
-from babylon_rl.cli import app
+from babylon_rl.bench.results import read_evidence
+from babylon_rl.cli import _tell, app
 from babylon_rl.database.urls import with_driver
 from babylon_rl.evaluation.schedule import schedule_of
-from babylon_rl.loop import ASSETS, PLANS, environment, run_demo
-from babylon_rl.reporting import draw_curve, rounds, status
+from babylon_rl.loop import ASSETS, PLANS, environment, plan_behind, run_demo
+from babylon_rl.market.policies import FIXED_POLICIES
+from babylon_rl.reporting import draw_curve, rounds, runs_alike, status
 from babylon_rl.settings import REPOSITORY, Settings
 from babylon_rl.training.runs import load_run
 from babylon_rl.windows import window_range
@@ -51,7 +53,7 @@ def home(tmp_path: Path, new_database) -> dict[str, str]:
     }
 
 
-def test_agents_play_a_model_learns_and_is_promoted_on_evidence(database, home, tmp_path, monkeypatch):
+def test_agents_play_a_model_learns_and_is_promoted_on_evidence(database, home, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("BASE_MODEL", "tiny")
     monkeypatch.setenv("BABYLON_RL_THREADS", "1")
@@ -91,6 +93,19 @@ def test_agents_play_a_model_learns_and_is_promoted_on_evidence(database, home, 
         ).fetchone()
     assert png.read_bytes().startswith(b"\x89PNG")
     assert doubled == (0,)
+
+    assert plan_behind(run) == plan
+    with database.connect() as connection:
+        assert runs_alike(connection, run) == (1, 1)
+        measured = read_evidence(connection, run)
+    assert measured.promoted and measured.candidate == found["promoted"]["checkpoint"]
+    assert [measured.over_start.low, measured.over_start.high] == found["promoted"]["interval"]
+    assert measured.pnl.low < measured.pnl.mean < measured.pnl.high and 0 < (measured.share or 0) < 1
+    assert set(measured.fixed) == set(FIXED_POLICIES) and measured.informed > max(measured.fixed.values())
+    assert measured.updates == len(measured.training) == plan.rounds and measured.validation[0].updates == 0
+    capsys.readouterr()
+    _tell(database, settings, outcome.training_run)
+    assert "In this database: 1 seed, 1 improved." in capsys.readouterr().out
 
     shown = CliRunner().invoke(app, ["status", "--json", "--database", database.url])
     assert json.loads(shown.stdout)["promoted"] == found["promoted"]

@@ -61,6 +61,22 @@ def redacted(url: str) -> str:
     return parsed.difference_update_query(secret).render_as_string(hide_password=True)
 
 
+def without_password(url: str) -> tuple[str, str | None]:
+    """`url` for libpq without its password, and the password; for a command line, which others can read.
+
+    DatabaseError where the URL holds another secret, which libpq takes from nowhere else.
+    """
+    parsed = _parse(url).set(drivername="postgresql")
+    named = parsed.query.get("password")
+    password = parsed.password if parsed.password is not None else named if isinstance(named, str) else None
+    bare = URL.create(
+        parsed.drivername, parsed.username, None, parsed.host, parsed.port, parsed.database, parsed.query
+    ).difference_update_query(["password"])
+    if secret := [name for name in bare.query if "password" in name.lower()]:
+        raise DatabaseError(f"The database URL may not hold {secret[0]} here. Use a key without a password.")
+    return bare.render_as_string(hide_password=False), password
+
+
 def database_name(url: str) -> str:
     """Name of the database that `url` points at; empty where the URL names none."""
     return _parse(url).database or ""

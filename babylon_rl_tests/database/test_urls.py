@@ -2,7 +2,7 @@
 
 import pytest
 
-from babylon_rl.database.urls import database_name, libpq_url, redacted, with_driver
+from babylon_rl.database.urls import database_name, libpq_url, redacted, with_driver, without_password
 from babylon_rl.errors import DatabaseError
 
 
@@ -22,6 +22,18 @@ def test_prismas_parameters_are_dropped_and_its_schema_becomes_the_search_path()
 def test_no_password_is_shown():
     assert "secret" not in redacted("postgres://u:secret@h/n?sslpassword=secret&sslmode=require")
     assert "secret" not in redacted("postgres://u:secret@h:nonsense/n")
+
+
+def test_a_password_is_taken_out_of_a_url_and_the_rest_stays():
+    assert without_password("postgres://u:p%40ss@h:5433/n?sslmode=require") == (
+        "postgresql://u@h:5433/n?sslmode=require",
+        "p@ss",
+    )
+    assert without_password("postgres://u@h/n?password=secret") == ("postgresql://u@h/n", "secret")
+    assert without_password("postgres://u@h/n") == ("postgresql://u@h/n", None)
+    with pytest.raises(DatabaseError, match="sslpassword") as refused:
+        without_password("postgres://u@h/n?sslpassword=secret")
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/n", "secret", "postgres://u:secret@h:port/n", ""])

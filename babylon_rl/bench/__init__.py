@@ -1,0 +1,1 @@
+"""Bench: how well a recipe does over several seeds. Results, running, report, publishing."""
