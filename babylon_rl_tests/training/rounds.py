@@ -39,7 +39,7 @@ class Rounds:
             training_run="run",
             base_model=str(folder),
             seed=0,
-            recipe=Recipe(windows_per_update=SIZE, minibatches=1),
+            recipe=Recipe(windows_per_update=SIZE, minibatches=1, exploration=0.1),
             schedule=msgspec.to_builtins(schedule),
             first_window=made.WINDOW,
             last_window=schedule.last,
