@@ -161,7 +161,9 @@ def demo(
 ) -> None:
     """The main job: play, train, evaluate, and promote on evidence. Goes on where an earlier call stopped."""
     _forget_the_applications_variables()
-    from babylon_rl.loop import dagster_environment, environment, plan_of, prepare, run_demo
+    from babylon_rl.loop import prepare, run_demo
+    from babylon_rl.materializing import dagster_environment, environment
+    from babylon_rl.plans import plan_of
 
     settings = settings_for(database, model)
     opened = prepare(settings, with_application_tables or None)
@@ -187,7 +189,7 @@ def _tell(database: Any, settings: Settings, training_run: str) -> None:
     """The demo's end: table of rounds, curve, unseen news, the decision, the next command."""
     from babylon_rl.evaluation.measured import how_sure, measured_for
     from babylon_rl.evaluation.schedule import schedule_of
-    from babylon_rl.loop import plan_behind, plan_digest
+    from babylon_rl.plans import plan_behind, plan_digest
     from babylon_rl.reporting import alarm_lines, draw_curve, evaluation_rows, evidence_of, rounds, runs_alike
     from babylon_rl.training.runs import base_checkpoint, load_run
 
@@ -286,7 +288,7 @@ def train(
     database: DatabaseOption = None,
 ) -> None:
     """Train on recorded windows: one update over a range, through the same Dagster assets."""
-    from babylon_rl.loop import dagster_environment, environment
+    from babylon_rl.materializing import dagster_environment, environment
     from babylon_rl.playing import train_command
 
     settings = settings_for(database, model)
@@ -298,7 +300,8 @@ def train(
 @app.command()
 def ui(port: Annotated[int, typer.Option()] = 3000, database: DatabaseOption = None) -> None:
     """Open Dagster on the database: webserver and daemon on loopback, until Ctrl-C."""
-    from babylon_rl.loop import dagster_environment, prepare
+    from babylon_rl.loop import prepare
+    from babylon_rl.materializing import dagster_environment
     from babylon_rl.settings import REPOSITORY
 
     settings = settings_for(database)
@@ -338,7 +341,7 @@ def bench_learning(
     from babylon_rl.bench.learning import measure_learning
     from babylon_rl.bench.report import result_line, table
     from babylon_rl.bench.results import parse_seeds
-    from babylon_rl.loop import plan_of
+    from babylon_rl.plans import plan_of
 
     settings, wanted = settings_for(database, model), parse_seeds(seeds)
     said = errors if as_json else console

@@ -4,19 +4,13 @@ Every stage asks the database and Dagster what is already there, so an interrupt
 that has ended is only told again.
 """
 
-import contextlib
-import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 
 from babylon_rl.database.connect import Database, open_database
-from babylon_rl.database.embedded import DAGSTER_DATABASE, EmbeddedServer, default_home
 from babylon_rl.database.migrate import migrate
-from babylon_rl.database.urls import with_driver
 from babylon_rl.errors import BabylonError, SettingsError, TrainingError
 from babylon_rl.evaluation.schedule import Schedule, candidate_of, make_schedule, schedule_of
 from babylon_rl.market.agents import make_agents
@@ -26,15 +20,16 @@ from babylon_rl.market.play import play_fixed, play_windows
 from babylon_rl.market.policies import POLICIES
 from babylon_rl.market.trajectories import Label
 from babylon_rl.market.world import MarketWindow, make_window
+from babylon_rl.materializing import Materializer, Stage
+from babylon_rl.plans import Plan, demo_name
 from babylon_rl.recording.reader import list_windows, whole_windows
 from babylon_rl.recording.recorder import Recorder
 from babylon_rl.reporting import alarm_lines, evaluation_rows, evidence_of
 from babylon_rl.serving.process import Endpoint as ServedEndpoint
 from babylon_rl.serving.process import running_endpoint
-from babylon_rl.settings import REPOSITORY, Settings, get_settings
+from babylon_rl.settings import Settings
 from babylon_rl.training.alarm_log import exploration_for, response_at, standing_checkpoints
-from babylon_rl.training.base_models import TINY, prepare_base_model
-from babylon_rl.training.recipe import Recipe
+from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.runs import (
     Checkpoint,
     TrainingRun,
@@ -44,53 +39,9 @@ from babylon_rl.training.runs import (
     promote,
     start_run,
 )
-from babylon_rl.windows import parse_window_id, shift_window, window_of, window_range
+from babylon_rl.windows import parse_window_id, shift_window, window_of
 
 FIRST_WINDOW = "2025-01-15T00:00"
-ASSETS = (
-    "windows",
-    "market_outcomes",
-    "scored_trajectories",
-    "art_groups",
-    "trained_checkpoints",
-    "checkpoint_evaluations",
-)
-
-# Starts a stage of so many steps; the result is called for each step that is done.
-Stage = Callable[[str, int], Callable[[], None]]
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Size of a demo: rounds of play and update, windows of each evaluation, the recipe, and the seed by default."""
-
-    seed: int
-    rounds: int
-    validation: int
-    test: int
-    unseen: int
-    agents: int
-    recipe: Recipe
-
-
-PLANS = {
-    TINY: Plan(
-        seed=3,
-        rounds=3,
-        validation=24,
-        test=96,
-        unseen=16,
-        agents=4,
-        recipe=Recipe(
-            windows_per_update=96,
-            minibatches=12,
-            epochs=2,
-            learning_rate=3e-3,
-            decay_steps=72,
-            lora_layers=1,
-        ),
-    ),
-    "smollm2-135m": Plan(seed=1, rounds=5, validation=32, test=96, unseen=48, agents=4, recipe=Recipe(decay_steps=40)),
-}
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,34 +50,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     training_run: str
     promoted: bool
     reason: str
-
-
-def plan_of(base_model: str) -> Plan:
-    """The plan for a base model; a folder gets that of SmolLM2."""
-    return PLANS.get(base_model, PLANS["smollm2-135m"])
-
-
-def plan_behind(run: TrainingRun) -> Plan | None:
-    """The plan that the run was started with, with its own seed; None where it was started without one."""
-    schedule = schedule_of(run)
-    if schedule is None:
-        return None
-    return Plan(
-        seed=run.seed,
-        rounds=len(schedule.windows("train")) // run.recipe.windows_per_update,
-        validation=len(schedule.windows("validation")),
-        test=len(schedule.windows("test")),
-        unseen=len(schedule.windows("unseen")),
-        agents=schedule.agents,
-        recipe=run.recipe,
-    )
-
-
-def plan_digest(plan: Plan) -> str:
-    """SHA-256 of all that a plan says but its seed; one for runs that may be measured together."""
-    said = msgspec.to_builtins(plan)
-    del said["seed"]
-    return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
 def corpus(windows: int = 200) -> Iterator[str]:
@@ -145,40 +68,6 @@ def prepare(settings: Settings, with_application_tables: bool | None = None) -> 
     database = open_database(settings)
     migrate(database, with_application_tables=with_application_tables)
     return database
-
-
-def dagster_environment(settings: Settings, home: Path | None = None) -> dict[str, str]:
-    """Environment of Dagster's processes: its home and its storage, the second database of the embedded server."""
-    server = EmbeddedServer(default_home(settings))
-    server.up()
-    return {
-        "DAGSTER_HOME": str(home or REPOSITORY / "dagster_home"),
-        "DAGSTER_PG_URL": with_driver(server.url(DAGSTER_DATABASE), "psycopg2"),
-        # A run over a range stores an event an asset and window; one by one they cost more than the assets.
-        "DAGSTER_EVENT_BATCH_SIZE": "500",
-    }
-
-
-@contextlib.contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables and read the settings from them, and put back what was there."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    get_settings.cache_clear()
-    try:
-        yield
-    finally:
-        get_settings.cache_clear()
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-def demo_name(base_model: str, seed: int) -> str:
-    """Name of the demo's training run."""
-    return f"demo-{Path(base_model).name}-seed{seed}"
 
 
 def run_for(database: Database, base_model: str, seed: int, plan: Plan) -> TrainingRun:
@@ -298,76 +187,6 @@ class Player:
         with self.database.connect() as connection:
             whole = whole_windows(connection, list(window_ids), self.schedule.agents, batch_id)
         return [(w, make_window(self.run.seed, split, index[w])) for w in window_ids if w not in whole]
-
-
-# --- materialize -----------------------------------------------------------------------------------
-
-
-class Materializer:
-    """Materializes all assets over a range of windows in one Dagster run of this process."""
-
-    def __init__(self, database: Database, stage: Stage) -> None:
-        import dagster as dg
-
-        from babylon_rl.definitions import build_defs
-
-        self.stage, self.database = stage, database
-        self.instance = dg.DagsterInstance.get()
-        self.job = build_defs().resolve_implicit_global_asset_job_def()
-
-    def materialize(self, first: str, last: str, title: str, again: bool = False) -> None:
-        """Materialize the windows from first to last, unless all are (or `again`). TrainingError if it fails."""
-        if not again and self._complete(first, last):
-            return
-        done = self.stage(title, 1)
-        self._observe(first, last)
-        if first == last:
-            where = {"dagster/partition": first}
-        else:
-            where = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
-        # By the environment and not as the resource's config, which Dagster stores: the URL may hold a password.
-        with environment({"BABYLON_RL_DATABASE_URL": self.database.url}):
-            result = self.job.execute_in_process(
-                instance=self.instance,
-                tags=where,
-                raise_on_error=False,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            )
-        if not result.success:
-            raise TrainingError(_failure(result))
-        done()
-
-    def _observe(self, first: str, last: str) -> None:
-        """Report on the external asset that these windows were recorded: one event a range, under its last window."""
-        import dagster as dg
-
-        self.instance.report_runless_asset_event(
-            dg.AssetObservation(
-                dg.AssetKey("recorded_trajectories"),
-                partition=last,
-                metadata={"first window": first, "last window": last},
-            )
-        )
-
-    def _complete(self, first: str, last: str) -> bool:
-        import dagster as dg
-
-        wanted = set(window_range(first, last))
-        return all(wanted <= self.instance.get_materialized_partitions(dg.AssetKey(name)) for name in ASSETS)
-
-
-def _failure(result: object) -> str:
-    """The message of the step that failed, without Dagster's stack trace."""
-    for event in result.all_events:  # type: ignore[attr-defined]
-        if event.is_step_failure:
-            data = event.step_failure_data
-            if data.user_failure_data and data.user_failure_data.description:
-                return f"{event.step_key}: {data.user_failure_data.description}"
-            error = data.error
-            while error.cause is not None:
-                error = error.cause
-            return f"{event.step_key}: {error.message.strip()}"
-    return "The Dagster run failed before its first step; see it with `make ui`."
 
 
 # --- the demo --------------------------------------------------------------------------------------

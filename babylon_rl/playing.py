@@ -7,11 +7,12 @@ from pathlib import Path
 
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import EmptyWindowError, ServingError
-from babylon_rl.loop import Materializer, Stage, corpus, free_hour, prepare, recent_enough
+from babylon_rl.loop import corpus, free_hour, prepare, recent_enough
 from babylon_rl.market.endpoint import Endpoint, Sampling
 from babylon_rl.market.play import PlayedWindow, play_live, play_windows
 from babylon_rl.market.trajectories import Label
 from babylon_rl.market.world import make_window
+from babylon_rl.materializing import Materializer, Stage
 from babylon_rl.recording.reader import list_windows, whole_windows
 from babylon_rl.recording.recorder import Recorder
 from babylon_rl.serving.process import running_endpoint

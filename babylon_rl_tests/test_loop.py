@@ -13,8 +13,10 @@ from babylon_rl.bench.results import read_evidence
 from babylon_rl.cli import _tell, app
 from babylon_rl.database.urls import with_driver
 from babylon_rl.evaluation.schedule import schedule_of
-from babylon_rl.loop import ASSETS, PLANS, environment, plan_behind, run_demo
+from babylon_rl.loop import run_demo
 from babylon_rl.market.policies import FIXED_POLICIES
+from babylon_rl.materializing import ASSETS, environment
+from babylon_rl.plans import PLANS, plan_behind
 from babylon_rl.reporting import draw_curve, rounds, runs_alike, status
 from babylon_rl.settings import REPOSITORY, Settings
 from babylon_rl.training.runs import load_run

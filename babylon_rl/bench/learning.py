@@ -10,7 +10,8 @@ from babylon_rl.bench.publish import may_publish, publish, title
 from babylon_rl.bench.report import draw, summary_of, table
 from babylon_rl.bench.results import Results, SeedResult, write_whole
 from babylon_rl.bench.run import DemoProcesses, bench_learning, only_bench
-from babylon_rl.loop import Plan, plan_digest, prepare
+from babylon_rl.loop import prepare
+from babylon_rl.plans import Plan, plan_digest
 from babylon_rl.settings import REPOSITORY, Settings
 
 

@@ -10,7 +10,7 @@ from babylon_rl.bench.report import draw, summary_of, table
 from babylon_rl.bench.results import Estimate, SeedResult, write_whole
 from babylon_rl.errors import SettingsError
 from babylon_rl.evaluation.measured import DATA, Entry, MeasuredSeed
-from babylon_rl.loop import PLANS, Plan, plan_digest
+from babylon_rl.plans import PLANS, Plan, plan_digest
 from babylon_rl.training.base_models import SMOLLM2
 
 

@@ -28,8 +28,8 @@ from babylon_rl.bench.results import (
 from babylon_rl.database.connect import Database
 from babylon_rl.database.urls import without_password
 from babylon_rl.errors import BabylonError, SettingsError, TrainingError
-from babylon_rl.loop import demo_name, plan_behind
-from babylon_rl.loop import plan_digest as digest_of
+from babylon_rl.plans import demo_name, plan_behind
+from babylon_rl.plans import plan_digest as digest_of
 from babylon_rl.training.runs import TrainingRun, load_run
 
 SAMPLE_SECONDS = 2.0

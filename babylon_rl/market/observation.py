@@ -1,7 +1,7 @@
 """What an agent is shown: the text of its prompt, and nothing that it could not know at that time.
 
-What agents share (prices, then news) stands first and what is their own last: prompts of a window have long common
-beginnings, which the endpoint and the trainer compute once.
+What agents share (the prices) stands first, so that prompts of a window have a common beginning, which the endpoint and
+the trainer compute once. The news stands last, right before the question about it: a small model answers to what is near.
 """
 
 from babylon_rl.market.agents import AgentState
@@ -31,4 +31,4 @@ def news_lines(window: MarketWindow, agent: AgentState) -> str:
 def observation(window: MarketWindow, agent: AgentState) -> str:
     """The user message of one agent."""
     own = f"Cash ${agent.capital}, {agent.holding} {agent.instrument}."
-    return "\n".join((prices_line(window), news_lines(window, agent), own, ASK))
+    return "\n".join((prices_line(window), own, news_lines(window, agent), ASK))

@@ -7,7 +7,7 @@ from babylon_rl.bench.report import levels, mean_curve, sentence, summary_of, ta
 from babylon_rl.bench.results import parse_seeds
 from babylon_rl.errors import SettingsError
 from babylon_rl.evaluation.measured import Entry, measured_for
-from babylon_rl.loop import PLANS, plan_digest
+from babylon_rl.plans import PLANS, plan_digest
 from babylon_rl_tests.bench.made import failed, result
 
 PNG = b"\x89PNG"

@@ -9,7 +9,8 @@ from babylon_rl.bench.results import load_results
 from babylon_rl.bench.run import DemoProcesses, bench_learning, failure_in, last_line, only_bench, watch
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import SettingsError, TrainingError
-from babylon_rl.loop import PLANS, demo_name, plan_behind, plan_digest, run_for
+from babylon_rl.loop import run_for
+from babylon_rl.plans import PLANS, demo_name, plan_behind, plan_digest
 from babylon_rl_tests.bench.made import evidence
 
 

@@ -1,0 +1,121 @@
+"""Materializing all assets over a range of windows in this process, and the environment that Dagster needs for it."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from babylon_rl.database.connect import Database
+from babylon_rl.database.embedded import DAGSTER_DATABASE, EmbeddedServer, default_home
+from babylon_rl.database.urls import with_driver
+from babylon_rl.errors import TrainingError
+from babylon_rl.settings import REPOSITORY, Settings, get_settings
+from babylon_rl.windows import window_range
+
+ASSETS = (
+    "windows",
+    "market_outcomes",
+    "scored_trajectories",
+    "art_groups",
+    "trained_checkpoints",
+    "checkpoint_evaluations",
+)
+
+# Starts a stage of so many steps; the result is called for each step that is done.
+Stage = Callable[[str, int], Callable[[], None]]
+
+
+def dagster_environment(settings: Settings, home: Path | None = None) -> dict[str, str]:
+    """Environment of Dagster's processes: its home and its storage, the second database of the embedded server."""
+    server = EmbeddedServer(default_home(settings))
+    server.up()
+    return {
+        "DAGSTER_HOME": str(home or REPOSITORY / "dagster_home"),
+        "DAGSTER_PG_URL": with_driver(server.url(DAGSTER_DATABASE), "psycopg2"),
+        # A run over a range stores an event an asset and window; one by one they cost more than the assets.
+        "DAGSTER_EVENT_BATCH_SIZE": "500",
+    }
+
+
+@contextlib.contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables and read the settings from them, and put back what was there."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    get_settings.cache_clear()
+    try:
+        yield
+    finally:
+        get_settings.cache_clear()
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+class Materializer:
+    """Materializes all assets over a range of windows in one Dagster run of this process."""
+
+    def __init__(self, database: Database, stage: Stage) -> None:
+        import dagster as dg
+
+        from babylon_rl.definitions import build_defs
+
+        self.stage, self.database = stage, database
+        self.instance = dg.DagsterInstance.get()
+        self.job = build_defs().resolve_implicit_global_asset_job_def()
+
+    def materialize(self, first: str, last: str, title: str, again: bool = False) -> None:
+        """Materialize the windows from first to last, unless all are (or `again`). TrainingError if it fails."""
+        if not again and self._complete(first, last):
+            return
+        done = self.stage(title, 1)
+        self._observe(first, last)
+        if first == last:
+            where = {"dagster/partition": first}
+        else:
+            where = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+        # By the environment and not as the resource's config, which Dagster stores: the URL may hold a password.
+        with environment({"BABYLON_RL_DATABASE_URL": self.database.url}):
+            result = self.job.execute_in_process(
+                instance=self.instance,
+                tags=where,
+                raise_on_error=False,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
+        if not result.success:
+            raise TrainingError(_failure(result))
+        done()
+
+    def _observe(self, first: str, last: str) -> None:
+        """Report on the external asset that these windows were recorded: one event a range, under its last window."""
+        import dagster as dg
+
+        self.instance.report_runless_asset_event(
+            dg.AssetObservation(
+                dg.AssetKey("recorded_trajectories"),
+                partition=last,
+                metadata={"first window": first, "last window": last},
+            )
+        )
+
+    def _complete(self, first: str, last: str) -> bool:
+        import dagster as dg
+
+        wanted = set(window_range(first, last))
+        return all(wanted <= self.instance.get_materialized_partitions(dg.AssetKey(name)) for name in ASSETS)
+
+
+def _failure(result: object) -> str:
+    """The message of the step that failed, without Dagster's stack trace."""
+    for event in result.all_events:  # type: ignore[attr-defined]
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data and data.user_failure_data.description:
+                return f"{event.step_key}: {data.user_failure_data.description}"
+            error = data.error
+            while error.cause is not None:
+                error = error.cause
+            return f"{event.step_key}: {error.message.strip()}"
+    return "The Dagster run failed before its first step; see it with `make ui`."
