@@ -36,7 +36,7 @@ DatabaseOption = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="PostgreSQL to use instead of the embedded server.")
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="smollm2-135m, tiny, or a folder. [default: BASE_MODEL]")
+    str | None, typer.Option("--model", help="smollm2-135m, tiny, or a folder. \\[default: BASE_MODEL]")
 ]
 TablesOption = Annotated[
     bool,
@@ -108,11 +108,11 @@ def db_migrate(database: DatabaseOption = None, with_application_tables: TablesO
 def play(
     windows: Annotated[int, typer.Option(min=1, help="Windows of the past to play.")] = 10,
     agents: Annotated[int, typer.Option(min=3, max=64)] = 8,
-    first: Annotated[str | None, typer.Option(help="First window. [default: the first free day]")] = None,
+    first: Annotated[str | None, typer.Option(help="First window. \\[default: the first free day]")] = None,
     duration: Annotated[float | None, typer.Option(help="Play the open hour live for so many minutes.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     endpoint: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible base URL ending in /v1. [default: an own endpoint]")
+        str | None, typer.Option(help="OpenAI-compatible base URL ending in /v1. \\[default: an own endpoint]")
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="Model to ask for: base, promoted, or a checkpoint's id.")] = "base",
     model: ModelOption = None,
@@ -154,7 +154,7 @@ def serve(
 def demo(
     model: ModelOption = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of market, play and training. [default: 1; 3 for the tiny model]")
+        int | None, typer.Option(help="Seed of market, play and training. \\[default: 1; 3 for the tiny model]")
     ] = None,
     database: DatabaseOption = None,
     with_application_tables: TablesOption = False,

@@ -67,7 +67,10 @@ class Materializer:
         self.job = build_defs().resolve_implicit_global_asset_job_def()
 
     def materialize(self, first: str, last: str, title: str, again: bool = False) -> None:
-        """Materialize the windows from first to last, unless all are (or `again`). TrainingError if it fails."""
+        """Materialize the windows from first to last, unless all are (or `again`).
+
+        TrainingError if it fails, KeyboardInterrupt if it is interrupted.
+        """
         if not again and self._complete(first, last):
             return
         done = self.stage(title, 1)
@@ -85,6 +88,8 @@ class Materializer:
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )
         if not result.success:
+            if _interrupted(result):
+                raise KeyboardInterrupt
             raise TrainingError(_failure(result))
         done()
 
@@ -105,6 +110,16 @@ class Materializer:
 
         wanted = set(window_range(first, last))
         return all(wanted <= self.instance.get_materialized_partitions(dg.AssetKey(name)) for name in ASSETS)
+
+
+def _interrupted(result: object) -> bool:
+    """Whether a step ended by Ctrl-C, which Dagster takes for a failure of the step."""
+    errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]  # type: ignore[attr-defined]
+    while errors := [error for error in errors if error is not None]:
+        if any(error.cls_name == "DagsterExecutionInterruptedError" for error in errors):
+            return True
+        errors = [error.cause for error in errors]
+    return False
 
 
 def _failure(result: object) -> str:

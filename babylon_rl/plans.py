@@ -41,7 +41,7 @@ PLANS = {
             lora_layers=1,
         ),
     ),
-    "smollm2-135m": Plan(seed=1, rounds=5, validation=32, test=96, unseen=48, agents=4, recipe=Recipe(decay_steps=40)),
+    "smollm2-135m": Plan(seed=1, rounds=5, validation=24, test=64, unseen=48, agents=4, recipe=Recipe(decay_steps=40)),
 }
 
 

@@ -1,7 +1,7 @@
 """What an agent is shown: the text of its prompt, and nothing that it could not know at that time.
 
 What agents share (the prices) stands first, so that prompts of a window have a common beginning, which the endpoint and
-the trainer compute once. The news stands last, right before the question about it: a small model answers to what is near.
+the trainer compute once. The news stands last, right before the question about it: small models answer to what is near.
 """
 
 from babylon_rl.market.agents import AgentState
