@@ -23,7 +23,7 @@ PNL = "dollars an agent and window"
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """One round of play and its update. P&L in dollars an agent and window, with exploration, before the update."""
+    """One round of play and its update. P&L in dollars an agent and window, before the update."""
 
     number: int
     windows: int
@@ -219,7 +219,7 @@ def draw_curve(connection: psycopg.Connection, run: TrainingRun, target: Path) -
     if played:
         x = [r.number - 1 for r in played]
         axes.fill_between(x, [r.low for r in played], [r.high for r in played], color="tab:blue", alpha=0.15)
-        axes.plot(x, [r.pnl for r in played], "o-", color="tab:blue", label="training windows, with exploration")
+        axes.plot(x, [r.pnl for r in played], "o-", color="tab:blue", label="training windows")
     if len(curve):
         errors = [(curve["pnl"] - curve["low"]).abs(), (curve["high"] - curve["pnl"]).abs()]
         axes.errorbar(

@@ -180,7 +180,7 @@ def _draw_training(axes: Any, shown: Sequence[SeedResult]) -> None:
             label="mean over seeds",
             zorder=4,
         )
-    axes.set_title("training windows, with exploration", fontsize=9)
+    axes.set_title("training windows, as they were played", fontsize=9)
     axes.set_xlabel("updates")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[0]:

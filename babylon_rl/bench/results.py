@@ -48,7 +48,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """What a finished demo showed. P&L on its test windows, dollars an agent and window.
 
     `updates`: those that were made; `candidate`: the checkpoint that was judged. `fixed`: P&L of the policies without a
-    model, `informed` of the one that always follows the news. `training`: while playing to train, with exploration.
+    model, `informed` of the one that always follows the news. `training`: while playing to train.
     """
 
     promoted: bool
