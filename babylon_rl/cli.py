@@ -154,7 +154,7 @@ def serve(
 def demo(
     model: ModelOption = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of market, play and training. \\[default: 1; 3 for the tiny model]")
+        int | None, typer.Option(help="Seed of market, play and training. \\[default: 1]")
     ] = None,
     database: DatabaseOption = None,
     with_application_tables: TablesOption = False,

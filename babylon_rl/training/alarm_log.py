@@ -16,6 +16,8 @@ from psycopg.rows import dict_row
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import scored_trajectories
+from babylon_rl.groups.advantages import SPREAD_TOLERANCE
+from babylon_rl.groups.build import NO_SPREAD, TRAINABLE
 from babylon_rl.training.alarms import (
     Alarm,
     BatchHealth,
@@ -63,7 +65,7 @@ def check_batch(
 ) -> Checked:
     """Health, alarms and response of an update over the windows. `groups`: their rows of `art_groups`."""
     scored = read_frame(connection, current_rows(scored_trajectories, windows))
-    health = health_of(list(scored["features"]), Counter(groups["status"]), _decisions(groups))
+    health = health_of(list(scored["features"]), statuses_of(groups), _decisions(groups))
     alarms = alarms_of(health, run.recipe.alarms)
     checkpoints = {c.checkpoint_id: c for c in list_checkpoints(connection, run.training_run)}
     earlier = alarms_before(connection, run, windows[-1])
@@ -83,6 +85,12 @@ def check_batch(
     )
     rows = [_alarm_row(run, windows[-1], played, alarm, response) for alarm in alarms]
     return Checked(health=health, rows=rows, response=response)
+
+
+def statuses_of(groups: pd.DataFrame) -> Counter[str]:
+    """Counts of the groups by status; equal rewards are no spread, also where values of actions make them trainable."""
+    equal = (groups["status"] == TRAINABLE) & (groups["reward_spread"].astype(float) < SPREAD_TOLERANCE)
+    return Counter(groups["status"].mask(equal, NO_SPREAD))
 
 
 def _alarm_row(run: TrainingRun, window_id: str, played: str, alarm: Alarm, response: Response) -> AlarmRow:

@@ -6,7 +6,14 @@ import pytest
 from babylon_rl.evaluation import schedule
 from babylon_rl.evaluation.schedule import candidate_of, schedule_of
 from babylon_rl.reporting import alarm_lines
-from babylon_rl.training.alarm_log import exploration_for, list_alarms, newest_alarms, response_at, standing_checkpoints
+from babylon_rl.training.alarm_log import (
+    exploration_for,
+    list_alarms,
+    newest_alarms,
+    response_at,
+    standing_checkpoints,
+    statuses_of,
+)
 from babylon_rl.training.updates import state_before
 from babylon_rl_tests.training.rounds import ALL_HOLD, MIXED, ONE_SIDED, Rounds
 
@@ -146,3 +153,10 @@ def test_what_was_set_aside_is_no_candidate_whatever_it_earned(rounds, monkeypat
             chosen.append(candidate_of(connection, rounds.run, schedule_of(rounds.run))[0])
         go(rounds, 3, ONE_SIDED)
     assert chosen == [aside, good]
+
+
+def test_equal_rewards_are_no_spread_also_where_values_make_the_group_trainable():
+    groups = pd.DataFrame(
+        {"status": ["trainable", "trainable", "no_spread", "not_ready"], "reward_spread": [0.02, 0.0, 0.0, None]}
+    )
+    assert statuses_of(groups) == {"trainable": 1, "no_spread": 2, "not_ready": 1}
