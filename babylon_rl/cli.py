@@ -153,9 +153,7 @@ def serve(
 @app.command()
 def demo(
     model: ModelOption = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of market, play and training. \\[default: 1]")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of market, play and training. \\[default: 1]")] = None,
     database: DatabaseOption = None,
     with_application_tables: TablesOption = False,
 ) -> None:
