@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,6 +72,8 @@ class Materializer:
 
         TrainingError if it fails, KeyboardInterrupt if it is interrupted.
         """
+        import dagster as dg
+
         if not again and self._complete(first, last):
             return
         done = self.stage(title, 1)
@@ -80,7 +83,9 @@ class Materializer:
         else:
             where = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
         # By the environment and not as the resource's config, which Dagster stores: the URL may hold a password.
-        with environment({"BABYLON_RL_DATABASE_URL": self.database.url}):
+        with environment({"BABYLON_RL_DATABASE_URL": self.database.url}), warnings.catch_warnings():
+            # Dagster warns of its own use of its own preview functions.
+            warnings.simplefilter("ignore", dg.PreviewWarning)
             result = self.job.execute_in_process(
                 instance=self.instance,
                 tags=where,
