@@ -1,8 +1,9 @@
 """The trained view: the only types that can reach an update, and the guard that they are what was recorded.
 
 A decision holds what its recorded call saw and wrote, byte for byte, and the tokens that were sampled; a member adds
-its reward and advantage, and those of its other legal answers where they are valued. Nothing else that became known after the decision has a field here: no outcome, no judge's text,
-no metadata. Built from recordings by `view_of`; checked against them by `check_verbatim`.
+its reward and advantage, and those of its other legal answers where they are valued. Nothing else that became known
+after the decision has a field here: no outcome, no judge's text, no metadata. Built from recordings by
+`view_of`; checked against them by `check_verbatim`.
 """
 
 import hashlib

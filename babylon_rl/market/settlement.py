@@ -12,6 +12,7 @@ from babylon_rl.market.actions import MalformedAction, ParsedAction, choices
 from babylon_rl.market.agents import AgentState
 from babylon_rl.market.world import Instrument, MarketWindow
 from babylon_rl.pricing import Cpmm
+from babylon_rl.recording.records import Quote
 
 TICKER_ORDER = 0.10  # of capital
 TICKER_FEE = 0.002  # of the order
@@ -41,41 +42,30 @@ class Settlement:
     pnl: float
 
 
-@dataclass(frozen=True)
-class Quote:
-    """What an answer would buy, as it stands when the agent decides. Dollars, but for `shares`.
+def quotes(window: MarketWindow, agent: AgentState, name: str) -> list[Quote]:
+    """A quote for each answer that the agent may give, at the hour's opening; nothing in it is known only later.
 
-    `side`: long or short for a ticker, YES or NO for a question, None for HOLD. `exposure`: as in `Settlement`.
+    `name`: under which `market_outcomes` lists the instrument.
     """
-
-    answer: str
-    side: str | None
-    notional: float
-    exposure: float
-    fees: float
-    shares: float
-
-
-def quotes(window: MarketWindow, agent: AgentState) -> list[Quote]:
-    """A quote for each answer that the agent may give, at the hour's opening; nothing in it is known only later."""
     instrument = window.instrument(agent.instrument)
     buy, sell, hold = choices(agent.instrument)
     if instrument.maker is not None:
         stake = QUESTION_ORDER * agent.capital
-        fees = QUESTION_FEE * stake
-        sides = ((buy, "YES"), (sell, "NO"))
         offers = [
-            Quote(answer, side, stake, 0.0, fees, instrument.maker.buy(side.lower(), stake)[0])
-            for answer, side in sides
+            (buy, "YES", stake, 0.0, QUESTION_FEE * stake, instrument.maker.buy("yes", stake)[0]),
+            (sell, "NO", stake, 0.0, QUESTION_FEE * stake, instrument.maker.buy("no", stake)[0]),
         ]
     else:
         notional = TICKER_ORDER * agent.capital
-        fees, shares = TICKER_FEE * notional, notional / instrument.open
+        shares = notional / instrument.open
         offers = [
-            Quote(buy, "long", notional, notional, fees, shares),
-            Quote(sell, "short", notional, -notional, fees, shares),
+            (buy, "long", notional, notional, TICKER_FEE * notional, shares),
+            (sell, "short", notional, -notional, TICKER_FEE * notional, shares),
         ]
-    return [*offers, Quote(hold, None, 0.0, 0.0, 0.0, 0.0)]
+    return [
+        Quote(instrument=name, answer=answer, side=side, notional=size, exposure=exposure, fees=fees, shares=shares)
+        for answer, side, size, exposure, fees, shares in [*offers, (hold, None, 0.0, 0.0, 0.0, 0.0)]
+    ]
 
 
 def settle(

@@ -1,9 +1,11 @@
 """A played window as the records that the application keeps: trajectories, calls, and the market's history."""
 
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+
+import msgspec
 
 from babylon_rl.market.agents import AgentState
 from babylon_rl.market.endpoint import Answer, Sampling
@@ -125,7 +127,7 @@ def _quotes(window_id: str, window: MarketWindow, agent: AgentState) -> list[dic
     """What each answer would have bought, under the name by which `market_outcomes` lists the instrument."""
     covered = window.instrument(agent.instrument)
     name = market_id(window_id, covered.name) if covered.is_question else covered.name
-    return [{"instrument": name, **asdict(quote)} for quote in quotes(window, agent)]
+    return msgspec.to_builtins(quotes(window, agent, name))
 
 
 def _seen(window: MarketWindow, agent: AgentState) -> list[dict[str, Any]]:

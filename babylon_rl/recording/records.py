@@ -67,6 +67,22 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: str | None = None  # for an evaluation: "<split>:<arm>"
 
 
+class Quote(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer would buy, as it stands when the agent decides; a list of them is `quotes` of a step's state.
+
+    Dollars, but for `shares`. `instrument`: its name in `market_outcomes`; `side`: long or short for a ticker, YES or
+    NO for a question, None for no trade; `exposure`: signed dollars that move with the tickers' market.
+    """
+
+    instrument: str
+    answer: str
+    side: str | None
+    notional: float
+    exposure: float
+    fees: float
+    shares: float
+
+
 class RecordedCall(msgspec.Struct, frozen=True, kw_only=True):
     """What one LLM call sampled, and from which distribution. Row of `recorded_calls`.
 

@@ -11,22 +11,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pandas as pd
 
+from babylon_rl.recording.records import Quote
 from babylon_rl.scoring.features import TICKER, Market
 
 if TYPE_CHECKING:
     from babylon_rl.recording.window import UsableTrajectory
-
-
-class Quote(msgspec.Struct, frozen=True):
-    """What an answer would have bought, as recorded. Dollars but for `shares`; `exposure` moves with the tickers."""
-
-    instrument: str
-    answer: str
-    side: str | None  # long | short | YES | NO; None for no trade
-    notional: float
-    exposure: float
-    fees: float
-    shares: float
 
 
 def quotes_of(trajectory: "UsableTrajectory") -> list[Quote]:

@@ -12,7 +12,7 @@ DECAYED_TO = 0.1
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a policy is updated. Defaults are those of the demo with SmolLM2-135M, but for `decay_steps`: its run's length.
+    """How a policy is updated. Defaults are those of the demo with SmolLM2-135M, whose plan adds its `decay_steps`.
 
     `windows_per_update`: windows that one update consumes. `minibatches`: optimizer steps a pass over them, on equal
     shares; `epochs`: passes, whose importance ratios correct for the steps in between. `advantages`: see

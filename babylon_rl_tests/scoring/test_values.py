@@ -66,7 +66,7 @@ def test_quotes_hold_nothing_that_is_known_only_later():
         ),
     )
     for agent in make_agents(5, "train", 0, 4):
-        assert quotes(window, agent) == quotes(turned, agent)
+        assert quotes(window, agent, "x") == quotes(turned, agent, "x")
 
 
 def test_nothing_is_valued_where_an_end_is_unknown_or_quotes_are_missing_or_foreign():
