@@ -6,14 +6,15 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.defs.art_groups import art_groups
-from babylon_rl.defs.automation import materialize_windows, train_and_evaluate, window_readiness
 from babylon_rl.defs.checkpoint_evaluations import checkpoint_evaluations
 from babylon_rl.defs.io_manager import PostgresIOManager
+from babylon_rl.defs.jobs import materialize_windows, train_and_evaluate
 from babylon_rl.defs.learning_is_steady import learning_is_steady
 from babylon_rl.defs.market_outcomes import market_outcomes
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.scored_trajectories import scored_trajectories
 from babylon_rl.defs.trained_checkpoints import trained_checkpoints
+from babylon_rl.defs.window_readiness import window_readiness
 from babylon_rl.defs.windows import recorded_trajectories, windows
 
 

@@ -52,6 +52,21 @@ class Settings(BaseSettings):
         validation_alias=_name("MIN_AGENTS_PER_WINDOW"),
         description="agents that must have finished before a window is ready",
     )
+    settling_minutes: int = Field(
+        10, ge=0, description="minutes after its hour that a window waits for agents that finish late"
+    )
+    outcome_wait_hours: float = Field(
+        6, ge=0, description="hours after its hour that a window waits for its outcomes to be settled"
+    )
+    look_back_hours: int = Field(
+        48, ge=1, le=1000, description="hours that each tick of the readiness sensor looks at; older ones once an hour"
+    )
+    groups_per_update: int = Field(
+        32, ge=1, description="new trainable groups at which the next update of a run without an end is due"
+    )
+    sensors: Literal["on", "off"] = Field(
+        "off", description="whether sensors and schedules run from the start; `make ui` sets it on"
+    )
     scorer: str = Field("alpha", description="reward that is trained on: alpha or heuristic")
     partitions_start: str = Field("2024-01-01T00:00", description="first window that Dagster shows")
 

@@ -157,6 +157,10 @@ art_groups = asset_table(
     sa.Column("scorer", sa.Text, nullable=False),
     sa.Column("reward_mean", Real),
     sa.Column("reward_spread", Real, comment="largest minus smallest reward"),
+    sa.Column("window_revision", sa.Text, comment="revision of the window that the group was built from"),
+    sa.Column(
+        "scores_digest", sa.Text, comment="digest of the window's scored_trajectories; null where there are none"
+    ),
 )
 
 trained_checkpoints = asset_table(
@@ -172,6 +176,7 @@ trained_checkpoints = asset_table(
     sa.Column("groups_trained", sa.Integer, nullable=False),
     sa.Column("groups_left_out", sa.Integer, nullable=False),
     sa.Column("metrics", Json, nullable=False),
+    sa.Column("group_digests", Json, comment="of an update: group_digest of each window that it trained on"),
 )
 
 checkpoint_evaluations = asset_table(
@@ -189,6 +194,51 @@ checkpoint_evaluations = asset_table(
     sa.Column("baseline_pnl", Real, nullable=False),
     sa.Column("decision", sa.Text, nullable=False, comment="promote | keep | info"),
     sa.Column("reason", sa.Text, nullable=False),
+)
+
+# --- what the sensors know -------------------------------------------------------------------------
+
+recorded_buckets = sa.Table(
+    "recorded_buckets",
+    metadata,
+    sa.Column("named", sa.Text, primary_key=True, comment="the rows' windowId as written; empty where it is null"),
+    sa.Column("window_id", sa.Text, primary_key=True, comment="the hour in which the rows ended"),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False, comment="changes whenever a row is written; see readiness"),
+    _now("seen_at"),
+    sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
+)
+
+window_requests = sa.Table(
+    "window_requests",
+    metadata,
+    sa.Column("window_id", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Text, nullable=False, comment="of what is recorded in the window; see windows.revision"),
+    sa.Column("agents", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False, comment="one line that a person reads"),
+    sa.Column("run_key", sa.Text, comment="of the latest request"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="requests of this revision"),
+    _now("changed_at"),
+    sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
+    sa.CheckConstraint("state IN ('changed', 'waiting', 'requested', 'materialized', 'failed')", name="state"),
+    sa.Index("ix_window_requests_unsettled", "window_id", postgresql_where=sa.text("state <> 'materialized'")),
+)
+
+window_failures = sa.Table(
+    "window_failures",
+    metadata,
+    sa.Column("failure_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("asset", sa.Text, nullable=False),
+    sa.Column("window_id", sa.Text, nullable=False),
+    sa.Column("error", sa.Text, nullable=False, comment="type of the error"),
+    sa.Column("detail", sa.Text, nullable=False, comment="its message"),
+    _now("failed_at"),
+    sa.Column("resolved_at", Time, comment="when the asset's window was computed without an error"),
+    sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
+    sa.Index(
+        "uq_window_failures_open", "asset", "window_id", unique=True, postgresql_where=sa.text("resolved_at IS NULL")
+    ),
 )
 
 # --- models ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import pandas as pd
 
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import groups_metadata
+from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.groups.windows import group_windows
@@ -25,4 +26,4 @@ def art_groups(
     scored_trajectories: pd.DataFrame,
 ) -> dg.Output[pd.DataFrame]:
     frame = group_windows(database.open(), window_ids(context), windows, scored_trajectories)
-    return dg.Output(frame, metadata=groups_metadata(frame))
+    return written(context, frame, groups_metadata)

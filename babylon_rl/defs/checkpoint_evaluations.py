@@ -5,6 +5,7 @@ import pandas as pd
 
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import evaluations_metadata
+from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import RECORDED, SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.evaluation.schedule import evaluate_windows
@@ -22,4 +23,4 @@ from babylon_rl.evaluation.schedule import evaluate_windows
 def checkpoint_evaluations(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
     with database.open().connect() as connection:
         frame = evaluate_windows(connection, window_ids(context))
-    return dg.Output(frame, metadata=evaluations_metadata(frame))
+    return written(context, frame, evaluations_metadata)

@@ -5,6 +5,7 @@ import pandas as pd
 
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import outcomes_metadata
+from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import RECORDED, SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.outcomes.outcomes import outcomes_of
@@ -22,4 +23,4 @@ from babylon_rl.outcomes.outcomes import outcomes_of
 def market_outcomes(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
     with database.open().connect() as connection:
         frame = outcomes_of(connection, window_ids(context))
-    return dg.Output(frame, metadata=outcomes_metadata(frame))
+    return written(context, frame, outcomes_metadata)

@@ -5,6 +5,7 @@ import pandas as pd
 
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import scores_metadata
+from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.scoring.windows import score_windows
@@ -24,4 +25,4 @@ def scored_trajectories(
     context: dg.AssetExecutionContext, database: DatabaseResource, market_outcomes: pd.DataFrame
 ) -> dg.Output[pd.DataFrame]:
     frame = score_windows(database.open(), window_ids(context), market_outcomes, get_settings().scorer)
-    return dg.Output(frame, metadata=scores_metadata(frame))
+    return written(context, frame, scores_metadata)

@@ -10,6 +10,7 @@ from dagster._core.errors import DagsterPipesExecutionError
 from babylon_rl.database.connect import Database
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import checkpoints_metadata
+from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.trainer_process import DATABASE_VARIABLE, EMBEDDED_VARIABLE
@@ -39,7 +40,7 @@ def trained_checkpoints(
     opened = database.open()
     launch = launcher(context, trainer, opened)
     frame = update_checkpoints(opened, get_settings(), window_ids(context), launch)
-    return dg.Output(frame, metadata=checkpoints_metadata(frame))
+    return written(context, frame, checkpoints_metadata)
 
 
 def launcher(context: dg.AssetExecutionContext, client: dg.PipesSubprocessClient, database: Database) -> Launch:

@@ -5,6 +5,7 @@ import pandas as pd
 
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import windows_metadata
+from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import RECORDED, SHARED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.recording.summary import summarize_windows
@@ -30,4 +31,4 @@ recorded_trajectories = dg.AssetSpec(
 @typed_failures()
 def windows(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
     frame = summarize_windows(database.open(), window_ids(context), get_settings().min_agents_per_window)
-    return dg.Output(frame, metadata=windows_metadata(frame))
+    return written(context, frame, windows_metadata)

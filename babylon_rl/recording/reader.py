@@ -76,6 +76,12 @@ def read_window(connection: psycopg.Connection, window_id: str) -> RecordedWindo
     return RecordedWindow(window_id, usable, rejected, evaluation, window_revision(usable))
 
 
+def read_windows(connection: psycopg.Connection, window_ids: Sequence[str]) -> Iterator[RecordedWindow]:
+    """The windows, one after the other in the order given; one window's recordings are in memory at a time."""
+    for window_id in window_ids:
+        yield read_window(connection, window_id)
+
+
 def read_calls(connection: psycopg.Connection, trajectory_ids: Sequence[str]) -> dict[str, list[RecordedCall]]:
     """Recorded calls by trajectory, ordered by step and call."""
     if not trajectory_ids:

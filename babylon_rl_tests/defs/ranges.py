@@ -4,7 +4,7 @@ import dagster as dg
 
 from babylon_rl.database.connect import Database
 from babylon_rl.definitions import build_defs
-from babylon_rl.defs.automation import DATA_ASSETS
+from babylon_rl.defs.jobs import DATA_ASSETS
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.market.actions import parse_action
 from babylon_rl.market.agents import make_agents

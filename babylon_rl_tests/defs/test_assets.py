@@ -6,7 +6,7 @@ import pytest
 
 from babylon_rl.database.connect import Database
 from babylon_rl.database.urls import libpq_url
-from babylon_rl.defs.automation import DATA_ASSETS as DATA
+from babylon_rl.defs.jobs import DATA_ASSETS as DATA
 from babylon_rl_tests.defs.ranges import FIRST, materialize, record, span
 
 

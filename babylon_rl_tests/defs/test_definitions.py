@@ -6,7 +6,7 @@ import sys
 import dagster as dg
 
 from babylon_rl.definitions import build_defs
-from babylon_rl.defs.automation import DATA_ASSETS
+from babylon_rl.defs.jobs import DATA_ASSETS
 from babylon_rl.defs.partitions import HOURS
 from babylon_rl.settings import REPOSITORY
 

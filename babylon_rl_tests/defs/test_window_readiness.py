@@ -5,7 +5,7 @@ import pytest
 
 from babylon_rl.database.connect import Database
 from babylon_rl.definitions import build_defs
-from babylon_rl.defs import automation
+from babylon_rl.defs import window_readiness
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl_tests.defs.ranges import materialize, record, span
 
@@ -52,14 +52,14 @@ def test_windows_outside_the_partitions_and_those_with_too_few_agents_are_passed
     record(database, 1, first="2099-01-15T10:00")
     assert requested(tick(database, instance)) == [ready]
     monkeypatch.setenv("MIN_AGENTS_PER_WINDOW", "9")
-    automation.get_settings.cache_clear()
+    window_readiness.get_settings.cache_clear()
     assert requested(tick(database, instance)) == []
 
 
 def test_a_tick_takes_so_many_windows_and_the_next_goes_on_and_round(
     database, instance, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(automation, "MOST_REQUESTS", 2)
+    monkeypatch.setattr(window_readiness, "MOST_REQUESTS", 2)
     ids = record(database, 3)
     first = tick(database, instance)
     second = tick(database, instance, first.cursor)

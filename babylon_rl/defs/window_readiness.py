@@ -1,4 +1,4 @@
-"""Jobs and the readiness sensor."""
+"""The readiness sensor."""
 
 from datetime import UTC, datetime
 
@@ -8,29 +8,15 @@ import psycopg
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import windows
+from babylon_rl.defs.jobs import materialize_windows
 from babylon_rl.defs.partitions import HOURS, RECORDED
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.recording.reader import list_windows, read_window
 from babylon_rl.settings import get_settings
 from babylon_rl.windows import window_of
 
-DATA_ASSETS = ("windows", "market_outcomes", "scored_trajectories", "art_groups")
 MOST_REQUESTS = 50  # a tick; each request looks for its run key in the run storage
 FROM_THE_START = "0"  # before every window id; an empty cursor would leave the one before in place
-
-materialize_windows = dg.define_asset_job(
-    "materialize_windows",
-    selection=list(DATA_ASSETS),
-    partitions_def=HOURS,
-    description="From recorded runs to the group that will be trained, for a window or a range.",
-)
-
-train_and_evaluate = dg.define_asset_job(
-    "train_and_evaluate",
-    selection=["trained_checkpoints", "checkpoint_evaluations"],
-    partitions_def=HOURS,
-    description="The updates and comparisons that are due in a window or a range.",
-)
 
 
 @dg.sensor(
