@@ -363,6 +363,34 @@ def bench_learning(
     raise typer.Exit(1 if measured.failed else 0)
 
 
+@bench_app.command("overhead")
+def bench_overhead(
+    windows: Annotated[int, typer.Option(min=2, help="Windows a range.")] = 100,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """What Dagster adds to the domain functions: seconds of the four data assets. Exit code 1: over the limit."""
+    _forget_the_applications_variables()
+    from babylon_rl.bench.overhead import measure_overhead
+
+    found = measure_overhead(settings_for(None), windows, pairs, errors.print)
+    if as_json:
+        print(json.dumps([each.as_json() for each in found]))
+    else:
+        console.print(_overhead_table(found))
+    raise typer.Exit(0 if all(each.reached for each in found) else 1)
+
+
+def _overhead_table(found: list[Any]) -> Table:
+    table = Table(title="Seconds, medians over pairs of equal windows", box=SIMPLE, padding=0)
+    for name in ("windows", "domain functions", "Dagster run", "added by Dagster", "limit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in (pair.as_json() for pair in found):
+        cells = (f"{each[name]:.2f}" for name in ("own", "run", "added", "limit"))
+        table.add_row(str(each["windows"]), *cells)
+    return table
+
+
 def _end_like_ctrl_c() -> None:
     """A closed terminal or a plain kill ends as Ctrl-C does, so that no demo goes on without its bench."""
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from babylon_rl.database.connect import Database
@@ -21,6 +21,10 @@ ASSETS = (
     "trained_checkpoints",
     "checkpoint_evaluations",
 )
+
+STATEMENT_MILLISECONDS = 600_000
+RECYCLE_SECONDS = 3_600
+MOST_CONNECTIONS = 5
 
 # Starts a stage of so many steps; the result is called for each step that is done.
 Stage = Callable[[str, int], Callable[[], None]]
@@ -65,10 +69,17 @@ class Materializer:
 
         self.stage, self.database = stage, database
         self.instance = dg.DagsterInstance.get()
+        # Dagster connects to its storage anew for each event, which costs as much as the assets do; this is how its
+        # webserver keeps connections open.
+        self.instance.optimize_for_webserver(
+            statement_timeout=STATEMENT_MILLISECONDS, pool_recycle=RECYCLE_SECONDS, max_overflow=MOST_CONNECTIONS
+        )
         self.job = build_defs().resolve_implicit_global_asset_job_def()
 
-    def materialize(self, first: str, last: str, title: str, again: bool = False) -> None:
-        """Materialize the windows from first to last, unless all are (or `again`).
+    def materialize(
+        self, first: str, last: str, title: str, again: bool = False, assets: Sequence[str] = ASSETS
+    ) -> None:
+        """Materialize the windows from first to last, unless all are (or `again`): all assets, or those named.
 
         TrainingError if it fails, KeyboardInterrupt if it is interrupted.
         """
@@ -89,6 +100,7 @@ class Materializer:
             result = self.job.execute_in_process(
                 instance=self.instance,
                 tags=where,
+                asset_selection=[dg.AssetKey(name) for name in assets],
                 raise_on_error=False,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )

@@ -115,11 +115,14 @@ def play_fixed(
     policy: str,
     windows: Sequence[tuple[str, MarketWindow]],
     *,
-    split: str,
+    split: str | None,
     agents: int = 8,
     progress: Progress | None = None,
 ) -> list[PlayedWindow]:
-    """Play windows with a policy of `market.policies`, recorded as the arm of its name in the evaluation of `split`."""
+    """Play windows with a policy of `market.policies`, recorded as the arm of its name in the evaluation of `split`.
+
+    Without a split the runs are recorded for training, though no model's tokens are in them.
+    """
     _record_markets(database, windows, agents)
     played = []
     for window_id, window in windows:
