@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from babylon_rl.database.connect import Database
@@ -60,9 +60,9 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 class Materializer:
-    """Materializes all assets over a range of windows in one Dagster run of this process."""
+    """Materializes assets over a range of windows in one Dagster run of this process: all of them, or a job's."""
 
-    def __init__(self, database: Database, stage: Stage) -> None:
+    def __init__(self, database: Database, stage: Stage, job: str | None = None) -> None:
         import dagster as dg
 
         from babylon_rl.definitions import build_defs
@@ -74,12 +74,11 @@ class Materializer:
         self.instance.optimize_for_webserver(
             statement_timeout=STATEMENT_MILLISECONDS, pool_recycle=RECYCLE_SECONDS, max_overflow=MOST_CONNECTIONS
         )
-        self.job = build_defs().resolve_implicit_global_asset_job_def()
+        definitions = build_defs()
+        self.job = definitions.resolve_job_def(job) if job else definitions.resolve_implicit_global_asset_job_def()
 
-    def materialize(
-        self, first: str, last: str, title: str, again: bool = False, assets: Sequence[str] = ASSETS
-    ) -> None:
-        """Materialize the windows from first to last, unless all are (or `again`): all assets, or those named.
+    def materialize(self, first: str, last: str, title: str, again: bool = False) -> None:
+        """Materialize the windows from first to last, unless all are (or `again`).
 
         TrainingError if it fails, KeyboardInterrupt if it is interrupted.
         """
@@ -100,7 +99,6 @@ class Materializer:
             result = self.job.execute_in_process(
                 instance=self.instance,
                 tags=where,
-                asset_selection=[dg.AssetKey(name) for name in assets],
                 raise_on_error=False,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )

@@ -68,7 +68,7 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True):
 def measure_overhead(settings: Settings, windows_a_range: int, pairs: int, say: Callable[[str], None]) -> list[Pairs]:
     """Pairs for a range of windows and for a single one, on a server of the bench's own."""
     with scratch_server() as (server, database), _dagster(settings, server, database):
-        materializer = Materializer(database, _silent)
+        materializer = Materializer(database, _silent, "materialize_windows")
         bench = _Bench(database, materializer, Path(server.home) / "spool.jsonl")
         bench.pair(2)  # imports, first connections, first plot
         found = []
@@ -113,7 +113,7 @@ class _Bench:
         return ids
 
     def _run(self, ids: Sequence[str]) -> None:
-        self.materializer.materialize(ids[0], ids[-1], "", again=True, assets=DATA_ASSETS)
+        self.materializer.materialize(ids[0], ids[-1], "", again=True)
 
     def _domain(self, ids: Sequence[str]) -> None:
         settings, database = get_settings(), self.database
@@ -125,9 +125,6 @@ class _Bench:
         _replace(database, scored_trajectories, ids, scored)
         inputs = (_current(database, table, ids) for table in (windows, scored_trajectories))
         _replace(database, art_groups, ids, group_windows(database, ids, *inputs))
-
-
-DATA_ASSETS = ("windows", "market_outcomes", "scored_trajectories", "art_groups")
 
 
 def _replace(database: Database, table: Any, ids: Sequence[str], frame: Any) -> None:
