@@ -3,20 +3,31 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
-from babylon_rl.defs.metadata import groups_metadata
+from babylon_rl.defs.metadata.data import groups_metadata
 from babylon_rl.defs.output import written
-from babylon_rl.defs.partitions import SHARED, window_ids
+from babylon_rl.defs.partitions import window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.groups.windows import group_windows
 
+DESCRIPTION = """\
+**A row** is an hour's group as it will be trained: the verbatim prompts, answers and tokens of its members, their
+advantages, and a digest of all that. **A partition** holds one row; who was left out stands there with the reason.
+
+**Not trainable?** `status` says why: `not_ready` (see `windows`), `too_few_members` (runs without recorded tokens, see
+`left out`), `no_spread` (all rewards alike, see `scored_trajectories`). Such hours are skipped, and hold up no other.
+
+Read by `trained_checkpoints`.
+"""
+
 
 @dg.asset(
-    **SHARED,
+    **declared("art_groups", "groups", hourly=True),
     group_name="data",
     kinds={"postgres", "pandas"},
     code_version="1",
-    description="One row a window: the trained view (verbatim prompts, answers, tokens), its digest, who was left out.",
+    description=DESCRIPTION,
 )
 @typed_failures()
 def art_groups(

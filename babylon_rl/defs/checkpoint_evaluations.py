@@ -3,21 +3,33 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
-from babylon_rl.defs.metadata import evaluations_metadata
+from babylon_rl.defs.metadata.models import evaluations_metadata
 from babylon_rl.defs.output import written
-from babylon_rl.defs.partitions import RECORDED, SHARED, window_ids
+from babylon_rl.defs.partitions import RECORDED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.evaluation.schedule import evaluate_windows
 
+DESCRIPTION = """\
+**A row** is a comparison: a candidate against what it started from or against a fixed policy, on windows later than all
+it was trained on, with the effect in dollars and its 95 % interval. **A partition** holds the comparisons of the
+evaluation that ended in the hour, which most hours have none of.
+
+**Not promoted?** `reason` says which comparison was not won. An interval that holds zero is no evidence either way:
+more windows narrow it.
+
+Made from `trained_checkpoints` and the runs recorded for evaluation.
+"""
+
 
 @dg.asset(
-    **SHARED,
+    **declared("checkpoint_evaluations", "evaluation"),
     deps=["trained_checkpoints", RECORDED],
     group_name="models",
     kinds={"postgres", "pandas"},
     code_version="1",
-    description="One row a comparison, under its evaluation's last window: effect with interval, decision.",
+    description=DESCRIPTION,
 )
 @typed_failures()
 def checkpoint_evaluations(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:

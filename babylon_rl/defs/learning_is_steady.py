@@ -4,7 +4,7 @@ import dagster as dg
 import msgspec
 
 from babylon_rl.defs.failures import typed_failures
-from babylon_rl.defs.metadata import alarms_table
+from babylon_rl.defs.metadata.models import alarms_table
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.training.alarm_log import newest_alarms
 

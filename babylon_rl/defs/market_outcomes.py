@@ -3,21 +3,32 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
-from babylon_rl.defs.metadata import outcomes_metadata
+from babylon_rl.defs.metadata.data import outcomes_metadata
 from babylon_rl.defs.output import written
-from babylon_rl.defs.partitions import RECORDED, SHARED, window_ids
+from babylon_rl.defs.partitions import RECORDED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.outcomes.outcomes import outcomes_of
 
+DESCRIPTION = """\
+**A row** is an instrument in an hour: its price at both edges, the change, the outcome, and where they come from. **A
+partition** holds what was traded or resolved in the hour, and nothing for a quiet hour.
+
+**Provisional?** A question is settled once the game resolved it. Until then its row says `settled = false`; materialize
+again when it resolved. A price without an opening is null and named in `source`, never guessed.
+
+Read by `scored_trajectories`.
+"""
+
 
 @dg.asset(
-    **SHARED,
+    **declared("market_outcomes", "truth", hourly=True),
     deps=[RECORDED],
     group_name="data",
     kinds={"postgres", "pandas"},
     code_version="1",
-    description="An instrument and window a row: prices at the hour's edges, change, outcome, settled, source.",
+    description=DESCRIPTION,
 )
 @typed_failures()
 def market_outcomes(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:

@@ -18,12 +18,14 @@ HOURS = dg.HourlyPartitionsDefinition(
 
 RECORDED = dg.AssetKey("recorded_trajectories")
 
+OWNERS = ["team:babylon_rl"]
+
 # What every asset of the graph is declared with. One run for a whole range: a run of its own costs seconds a window.
 SHARED: dict[str, Any] = {
     "partitions_def": HOURS,
     "backfill_policy": dg.BackfillPolicy.single_run(),
     "io_manager_key": "postgres",
-    "owners": ["team:babylon_rl"],
+    "owners": OWNERS,
 }
 
 

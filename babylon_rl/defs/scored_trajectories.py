@@ -3,22 +3,34 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
-from babylon_rl.defs.metadata import scores_metadata
+from babylon_rl.defs.metadata.data import scores_metadata
 from babylon_rl.defs.output import written
-from babylon_rl.defs.partitions import SHARED, window_ids
+from babylon_rl.defs.partitions import window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.scoring.windows import score_windows
 from babylon_rl.settings import get_settings
 
+DESCRIPTION = """\
+**A row** is an agent's run under a scorer: its reward and what that is made of, rank in the hour, a reason in one line,
+and where its tokens come from (`provenance`). **A partition** holds every usable run of the hour, the best first.
+
+**Looks wrong?** `reason` and `parts` show how the reward came about; prices are in `market_outcomes`, missing runs in
+`windows`. Another scorer (`BABYLON_RL_SCORER`) adds rows and takes none away. All rewards equal is a result: nothing is
+learned from such an hour.
+
+Read by `art_groups`.
+"""
+
 
 @dg.asset(
-    **SHARED,
+    **declared("scored_trajectories", "scoring", hourly=True),
     deps=["windows"],
     group_name="data",
     kinds={"postgres", "pandas"},
     code_version="1",
-    description="One row a run and scorer: reward and its parts, rank in the window, reason in one line, provenance.",
+    description=DESCRIPTION,
 )
 @typed_failures()
 def scored_trajectories(

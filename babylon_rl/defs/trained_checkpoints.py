@@ -8,19 +8,32 @@ import pandas as pd
 from dagster._core.errors import DagsterPipesExecutionError
 
 from babylon_rl.database.connect import Database
+from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
-from babylon_rl.defs.metadata import checkpoints_metadata
+from babylon_rl.defs.metadata.models import checkpoints_metadata
 from babylon_rl.defs.output import written
-from babylon_rl.defs.partitions import SHARED, window_ids
+from babylon_rl.defs.partitions import window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.trainer_process import DATABASE_VARIABLE, EMBEDDED_VARIABLE
 from babylon_rl.errors import TrainingError
 from babylon_rl.settings import get_settings
 from babylon_rl.training.updates import Launch, TrainerRequest, TrainerResult, update_checkpoints
 
+DESCRIPTION = """\
+**A row** is an hour: the checkpoint that the model stands at after it, and the update that ended there, or the reason
+why there was none. **A partition** depends on the one before it, so a range is taken in order.
+
+**No update?** `reason` says it: the batch is not full, the run is over, an alarm led back. **An alarm?** The check
+`learning_is_steady` and `alarms` show what the batch looked like and what was done. **Failed?** The parent stays, and
+the next attempt takes up the same job. Materializing an hour again whose groups changed trains a new branch; what was
+trained before is never rewritten.
+
+Made from `art_groups`; read by `checkpoint_evaluations`.
+"""
+
 
 @dg.asset(
-    **SHARED,
+    **declared("trained_checkpoints", "training", rerun="trains"),
     deps=[
         "art_groups",
         dg.AssetDep(
@@ -31,7 +44,7 @@ from babylon_rl.training.updates import Launch, TrainerRequest, TrainerResult, u
     group_name="models",
     kinds={"postgres", "pytorch"},
     code_version="1",
-    description="One row a window: the checkpoint after it, the update that ended there, or why there was none.",
+    description=DESCRIPTION,
 )
 @typed_failures()
 def trained_checkpoints(

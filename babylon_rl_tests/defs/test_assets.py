@@ -3,6 +3,7 @@
 import dagster as dg
 import psycopg
 import pytest
+from dagster._serdes import serialize_value
 
 from babylon_rl.database.connect import Database
 from babylon_rl.database.urls import libpq_url
@@ -37,11 +38,34 @@ def test_a_range_is_materialized_and_a_second_run_writes_nothing(database, insta
     assert first["market_outcomes"] == (16, 16)
     for name in DATA:
         assert instance.get_materialized_partitions(dg.AssetKey(name)) == set(ids)
-    metadata = result.asset_materializations_for_node("windows")[0].metadata
-    assert "| window_id |" in metadata["windows"].value
-    assert "data:image/png;base64," in metadata["P&L"].value
     assert materialize(database, instance, span(ids[0], ids[-1])).success
     assert counts(database) == first
+
+
+def test_each_window_of_a_range_gets_its_own_agents_and_little_that_is_shared(database, instance):
+    ids = record(database, 3)
+    assert materialize(database, instance, span(ids[0], ids[-1])).success
+    with database.connect() as connection:
+        ranked = {
+            window_id: connection.execute(
+                "SELECT agent_id, reason FROM babylon_rl.scored_trajectories WHERE window_id = %s ORDER BY rank",
+                (window_id,),
+            ).fetchall()
+            for window_id in ids
+        }
+    assert ranked[ids[0]] != ranked[ids[1]]
+    for name in DATA:
+        stored = instance.fetch_materializations(dg.AssetKey(name), limit=10).records
+        assert {record.partition_key for record in stored} == set(ids)
+        for event in stored:
+            metadata = event.asset_materialization.metadata
+            assert metadata["status"].text and metadata["reason"].text
+            assert len(serialize_value(event.asset_materialization)) < 10_000
+            if name == "scored_trajectories":
+                shown = [(r.data["agent_id"], r.data["reason"]) for r in metadata["agents by reward"].records]
+                assert shown == ranked[event.partition_key]
+                assert metadata["dagster/row_count"].value == 8
+                assert "data:image/svg+xml" in metadata["P&L by agent, $"].value
 
 
 def test_a_late_run_supersedes_exactly_its_own_window(database, instance):
@@ -106,7 +130,7 @@ def test_every_asset_of_the_graph_succeeds_over_a_range_and_has_metadata_for_a_p
         assert instance.get_materialized_partitions(dg.AssetKey(name)) == set(ids)
         metadata = result.asset_materializations_for_node(name)[0].metadata
         assert metadata["dagster/row_count"] is not None
-        assert any(isinstance(value, dg.MarkdownMetadataValue | dg.TextMetadataValue) for value in metadata.values())
+        assert metadata["status"].text and metadata["reason"].text
 
 
 def test_runs_and_events_are_in_postgresql(database, instance):

@@ -6,9 +6,10 @@ import sys
 import dagster as dg
 
 from babylon_rl.definitions import build_defs
+from babylon_rl.defs.declarations import hourly_freshness
 from babylon_rl.defs.jobs import DATA_ASSETS
 from babylon_rl.defs.partitions import HOURS
-from babylon_rl.settings import REPOSITORY
+from babylon_rl.settings import REPOSITORY, get_settings
 
 ASSETS = (*DATA_ASSETS, "trained_checkpoints", "checkpoint_evaluations")
 HEAVY = ("art", "torch", "transformers", "litellm", "wandb", "matplotlib", "peft")
@@ -30,10 +31,50 @@ def test_every_asset_is_declared_alike_on_the_one_grid_of_hours():
         node = graph.get(dg.AssetKey(name))
         assert node.partitions_def == HOURS and node.description and node.kinds and node.group_name
         assert node.is_materializable == (name in ASSETS)
+        assert node.owners and node.tags["stage"]
+        for said in ("**A row**", "**A partition**", "?**"):  # what to do when it is not as it should be
+            assert said in " ".join(node.description.split())
+
+
+def test_every_asset_names_its_table_and_the_columns_that_the_database_has(database):
+    graph = build_defs().resolve_asset_graph()
+    for name in (*ASSETS, "recorded_trajectories"):
+        metadata = graph.get(dg.AssetKey(name)).metadata
+        table = metadata["dagster/table_name"]
+        declared = {c.name: c.constraints.nullable for c in metadata["dagster/column_schema"].columns}
+        schema, short = table.split(".") if "." in table else ("public", table)
+        with database.connect() as connection:
+            found = connection.execute(
+                "SELECT column_name, is_nullable = 'YES' FROM information_schema.columns "
+                "WHERE table_schema = %s AND table_name = %s",
+                (schema, short),
+            ).fetchall()
+            assert declared == dict(found)
+            connection.execute(metadata["look at a window"].value.removeprefix("```sql").removesuffix("```").encode())
+
+
+def test_a_stage_is_named_where_its_rows_are_read():
+    graph = build_defs().resolve_asset_graph()
+    for name in (*DATA_ASSETS, "recorded_trajectories"):
+        node = graph.get(dg.AssetKey(name))
+        for child in node.child_keys:
+            assert f"`{child.path[-1]}`" in node.description
+
+
+def test_hours_are_owed_only_while_sensors_run(monkeypatch):
+    assert hourly_freshness() is None
+    monkeypatch.setenv("BABYLON_RL_SENSORS", "on")
+    get_settings.cache_clear()
+    policy = hourly_freshness()
+    assert policy.warn_window.to_timedelta() < policy.fail_window.to_timedelta()
+
+
+def test_all_assets_run_on_one_backfill_policy():
+    graph = build_defs().resolve_asset_graph()
     for name in ASSETS:
         node = graph.get(dg.AssetKey(name))
         assert node.backfill_policy == dg.BackfillPolicy.single_run()
-        assert node.owners and node.code_version
+        assert node.code_version
 
 
 def test_the_data_flow_in_the_order_of_the_design():

@@ -1,133 +1,300 @@
-"""What a person sees beside a materialization: bounded tables, small plots, and nothing that breaks the Markdown."""
+"""What a person sees of a window: what must be there is there, bounded, and nothing that agents wrote breaks out."""
 
-import pandas as pd
+import math
+import re
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
-from babylon_rl.defs.metadata import (
-    MOST_ROWS,
-    checkpoints_metadata,
-    evaluations_metadata,
-    groups_metadata,
-    scores_metadata,
-    table,
-    windows_metadata,
-)
-from babylon_rl.windows import shift_window
+import dagster as dg
+import pytest
+from dagster._serdes import serialize_value
 
-FIRST = "2025-01-15T00:00"
-MOST_PLOT = 25_000
+from babylon_rl.defs.metadata.data import groups_metadata, outcomes_metadata, scores_metadata, windows_metadata
+from babylon_rl.defs.metadata.models import checkpoints_metadata, evaluations_metadata
+from babylon_rl.defs.metadata.plots import INLINE, bars, curves, intervals
+from babylon_rl.defs.metadata.tables import LONGEST_CELL, MOST_ROWS, counted, figures, table
 
-
-def text(value) -> str:
-    return value.value if hasattr(value, "value") else str(value)
-
-
-def plots(metadata) -> list[str]:
-    return [text(value) for value in metadata.values() if "data:image/png;base64," in text(value)]
+WINDOW = "2025-01-15T10:00"
+EVENT_BYTES = 10_000
+NASTY = "<img src=x onerror='1'> | `x` ](http://x) \n\n# head\x00 $& %41 \"q\" 'q' " + "long " * 200
+STEP = {"loss": 0.1, "entropy": 1.0, "ratio": 1.0, "grad_norm": 0.5, "clipped": 0.0, "answers": 96.0}
 
 
-def windows_frame(count: int) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "window_id": [shift_window(FIRST, n) for n in range(count)],
-            "status": "ready",
-            "reason": "8 agents",
-            **{name: 8 for name in ("agents", "usable", "rejected", "evaluation")},
-            "pnl_mean": [float(n % 7) for n in range(count)],
-            "pnl_min": -5.0,
-            "pnl_max": 12.0,
-        }
-    )
-
-
-def test_a_table_is_cut_at_a_bound_and_says_how_many_rows_more_there_are():
-    said = text(table(pd.DataFrame({"n": range(MOST_ROWS + 7)}), ["n"]))
-    assert f"| {MOST_ROWS - 1} |" in said and f"| {MOST_ROWS} |" not in said and "7 more rows" in said
-    assert "more rows" not in text(table(pd.DataFrame({"n": range(MOST_ROWS)}), ["n"]))
-
-
-def test_what_agents_wrote_cannot_break_out_of_its_cell():
-    said = text(table(pd.DataFrame({"reason": ["a | b\n\n# c", "x" * 1000, None]}), ["reason"]))
-    lines = said.splitlines()
-    assert lines[2] == "| a \\| b  # c |" and len(lines[3]) < 200 and lines[4] == "|  |"
-
-
-def test_a_range_of_a_thousand_windows_has_one_small_plot():
-    (plot,) = plots(windows_metadata(windows_frame(1000)))
-    assert len(plot) < MOST_PLOT
-
-
-def test_windows_without_pnl_have_a_word_in_place_of_the_plot():
-    metadata = windows_metadata(windows_frame(2).assign(pnl_mean=None, pnl_min=None, pnl_max=None))
-    assert not plots(metadata) and "No P&L" in text(metadata["P&L"])
-
-
-def test_agents_are_shown_by_window_and_rank_with_pnl_reward_and_reason():
-    rows = [
-        {"window_id": FIRST, "rank": rank, "agent_id": f"a{rank}", "features": {"window_pnl": 10.0 - rank},
-         "reward": 0.5, "reason": f"earned {rank}", "provenance": "logged", "checkpoint": "run@0"}
-        for rank in (2, 1)
-    ]  # fmt: skip
-    said = text(scores_metadata(pd.DataFrame(rows))["agents"])
-    assert said.index("| a1 | 9 | 0.5 | earned 1 |") < said.index("| a2 | 8 | 0.5 | earned 2 |")
-
-
-def test_no_scores_are_an_empty_table():
-    columns = ["window_id", "rank", "agent_id", "features", "reward", "reason", "provenance", "checkpoint"]
-    assert "agent_id" in text(scores_metadata(pd.DataFrame(columns=columns))["agents"])
-
-
-def test_groups_show_advantages_and_who_was_left_out_and_why():
-    member = {"agent_id": "a1", "reward": 0.1, "advantage": 0.25, "checkpoint": "run@0"}
-    left = {"trajectory_id": "t2", "agent_id": "a2", "reason": "no_text: nothing recorded"}
-    row = {"window_id": FIRST, "status": "trainable", "reason": "2 members", "members": 1, "reward_mean": 0.1,
-           "reward_spread": 0.0, "group": {"members": [member]}, "left_out": [left]}  # fmt: skip
-    metadata = groups_metadata(pd.DataFrame([row]))
-    assert "| a1 | 0.1 | 0.25 | run@0 |" in text(metadata["members"])
-    assert "| t2 | a2 | no_text: nothing recorded |" in text(metadata["left out"])
-    assert metadata["status trainable"] == 1
-
-
-def checkpoint_row(**changes) -> dict:
-    row = {"window_id": FIRST, "updated": False, "reason": "window 1 of 16", "checkpoint_id": "run@0",
-           "parent_id": None, "step": 0, "groups_trained": 0, "groups_left_out": 0, "metrics": {}}  # fmt: skip
+def window_row(**changes) -> dict:
+    row = {"window_id": WINDOW, "status": "ready", "reason": "8 agents", "agents": 8, "recorded": 9,
+           "usable": 8, "rejected": 1, "evaluation": 0, "pnl_mean": 1.25, "pnl_std": 2.0,
+           "pnl_min": -5.0, "pnl_max": 12.5}  # fmt: skip
     return {**row, **changes}
 
 
-def test_an_update_shows_its_parent_and_the_curves_of_its_steps():
-    steps = [{"loss": 0.1, "entropy": 1.0, "ratio": 1.0, "grad_norm": 0.5, "clipped": 0.0}] * 4
-    rows = [
-        checkpoint_row(),
-        checkpoint_row(updated=True, checkpoint_id="run@1", parent_id="run@0", metrics={"steps": steps}),
-    ]
-    metadata = checkpoints_metadata(pd.DataFrame(rows))
-    assert (metadata["updates"], metadata["checkpoint"], metadata["parent"]) == (1, "run@1", "run@0")
-    (plot,) = plots(metadata)
-    assert len(plot) < MOST_PLOT
+def outcome_row(instrument: str, **changes) -> dict:
+    row = {"window_id": WINDOW, "instrument": instrument, "kind": "ticker", "question": None, "open": 100.0,
+           "close": 105.0, "change": 0.05, "outcome": "up", "settled": True, "source": "StockPrice"}  # fmt: skip
+    return {**row, **changes}
 
 
-def test_hours_without_an_update_say_why_and_have_no_curves():
-    metadata = checkpoints_metadata(pd.DataFrame([checkpoint_row()]))
-    assert "window 1 of 16" in text(metadata["state"]) and not plots(metadata) and metadata["updates"] == 0
+def score_row(rank: int, **changes) -> dict:
+    row = {"window_id": WINDOW, "rank": rank, "agent_id": f"agent-{rank}", "features": {"window_pnl": 10.0 - rank},
+           "reward": 0.5 - rank, "reason": f"earned {rank}", "provenance": "logged", "checkpoint": "run@0",
+           "scorer": "alpha", "scorer_version": "1"}  # fmt: skip
+    return {**row, **changes}
 
 
-def test_an_update_shows_what_the_batch_looked_like_and_its_alarms():
+def group_row(members: int, left_out: int = 0, **changes) -> dict:
+    group = [
+        {"agent_id": f"agent-{n}", "reward": 0.1 * n, "advantage": 0.25 * n, "checkpoint": "run@0",
+         "decisions": [{"response": f"BUY {n}"}]}
+        for n in range(members)
+    ]  # fmt: skip
+    left = [{"trajectory_id": f"t{n}", "agent_id": f"left-{n}", "reason": "no_text: nothing"} for n in range(left_out)]
+    row = {"window_id": WINDOW, "status": "trainable", "reason": "members", "members": members, "reward_mean": 0.1,
+           "reward_spread": 0.2, "group": {"members": group}, "left_out": left, "scorer": "alpha",
+           "group_digest": "d" * 64}  # fmt: skip
+    return {**row, **changes}
+
+
+def checkpoint_row(**changes) -> dict:
+    row = {"window_id": WINDOW, "updated": False, "reason": "window 1 of 16", "checkpoint_id": "run@0",
+           "parent_id": None, "snapshot_id": None, "step": 0, "groups_trained": 0, "groups_left_out": 0,
+           "metrics": {}, "group_digests": None}  # fmt: skip
+    return {**row, **changes}
+
+
+def update_row(steps: int = 8, **metrics) -> dict:
+    return checkpoint_row(
+        updated=True, checkpoint_id="run@1", parent_id="run@0", snapshot_id="s" * 64, step=1, groups_trained=2,
+        metrics={"steps": [{**STEP, "loss": 0.1 / n} for n in range(1, steps + 1)], "mean": STEP, **metrics},
+        group_digests={"2025-01-15T09:00": "a", WINDOW: "b"},
+    )  # fmt: skip
+
+
+def comparison_row(baseline: str, decision: str = "info", **changes) -> dict:
+    row = {"window_id": WINDOW, "split": "test", "candidate": "run@2", "baseline": baseline, "windows": 30,
+           "effect": 4.5, "low": 1.25, "high": 7.75, "candidate_pnl": 6.0, "baseline_pnl": 1.5, "decision": decision,
+           "reason": f"over {baseline}"}  # fmt: skip
+    return {**row, **changes}
+
+
+def records(value: dg.TableMetadataValue) -> list[dict]:
+    return [dict(record.data) for record in value.records]
+
+
+def size(metadata: dict) -> int:
+    event = dg.AssetMaterialization("windows", partition=WINDOW, metadata=metadata)
+    return len(serialize_value(event))
+
+
+def image(value: dg.MarkdownMetadataValue) -> tuple[str, ElementTree.Element]:
+    """Title and drawing of a plot, read as a browser reads them: one image and nothing beside it."""
+    title, source = re.fullmatch(r"!\[([^\[\]]*)\]\(<data:image/svg\+xml;utf8,([^<>\n]*)>\)", value.value).groups()
+    return title, ElementTree.fromstring(unquote(source))
+
+
+def texts(svg: ElementTree.Element) -> list[str]:
+    return ["".join(element.itertext()) for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def images(metadata: dict) -> list[str]:
+    return [name for name, v in metadata.items() if isinstance(v, dg.MarkdownMetadataValue) and "data:" in v.value]
+
+
+# --- tables and figures ------------------------------------------------------------------------------
+
+
+def test_a_long_table_keeps_its_first_and_last_rows_and_says_how_many_are_between():
+    shown = records(table([{"n": n, "m": n} for n in range(100)], ["n", "m"]))
+    assert len(shown) == MOST_ROWS + 1
+    assert (shown[0]["n"], shown[-1]["n"]) == (0, 99)
+    assert [row["n"] for row in shown if isinstance(row["n"], str)] == [f"… {100 - MOST_ROWS} more in the table"]
+    assert len(records(table([{"n": n} for n in range(MOST_ROWS)], ["n"]))) == MOST_ROWS
+
+
+def test_a_cell_is_one_short_line_a_rounded_number_or_empty():
+    row = {"text": NASTY, "number": 0.123456789, "nan": math.nan, "none": None, "yes": True, "count": 3}
+    (shown,) = records(table([row], row))
+    assert shown["text"].isprintable() and len(shown["text"]) <= LONGEST_CELL
+    assert (shown["number"], shown["nan"], shown["none"], shown["yes"], shown["count"]) == (0.1235, None, None, True, 3)
+
+
+def test_unknown_figures_are_left_out_and_zero_is_not_unknown():
+    given = {"a": 0.0, "b": math.nan, "c": math.inf, "d": None, "e": 1234.567, "f": 0, "g": 0.000123456}
+    assert figures(given) == {"a": 0.0, "e": 1235.0, "f": 0, "g": 0.0001235}
+
+
+def test_counts_say_the_most_frequent_first():
+    assert counted(["no_text", "logged", "logged"]) == "2 logged, 1 no_text"
+
+
+# --- plots -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 8, 16, 32, 48])
+def test_bars_stand_inline_for_as_many_agents_as_a_window_has(count):
+    plot = bars("P&L by agent", [(f"agent-{n}", 500.0 - 31 * n) for n in range(count)])
+    assert len(plot.value) < INLINE
+    title, svg = image(plot)
+    assert title == "P&L by agent" and len(texts(svg)) in (0, count)
+
+
+def test_bars_carry_names_and_values_where_there_is_room():
+    _, svg = image(bars("t", [("agent-1", 2.5), ("agent-2", -13.9)]))
+    assert texts(svg) == ["agent-1 +2.50", "agent-2 -13.90"]
+
+
+def test_what_agents_called_themselves_cannot_break_a_plot():
+    for plot in (bars("t", [(NASTY, 1.0), ("]>)", -1.0)]), intervals("t", [(NASTY, 1.0, 0.0, 2.0)])):
+        _, svg = image(plot)
+        assert "<" not in "".join(texts(svg)) and len(list(svg)) > 1
+
+
+def test_curves_of_a_long_update_stand_inline_with_first_and_last_value():
+    names = ("loss", "entropy", "ratio", "grad_norm")
+    plot = curves("steps", {name: [math.sin(17 * n) - 0.00123 for n in range(200)] for name in names})
+    assert len(plot.value) < INLINE
+    _, svg = image(plot)
+    assert texts(svg)[0].startswith("loss -0.00123 → ") and len(texts(svg)) == 4
+
+
+def test_plots_of_nothing_say_so():
+    for said in (bars("t", [("a", math.nan)]), intervals("t", []), curves("t", {"loss": [1.0]})):
+        assert isinstance(said, dg.TextMetadataValue) and said.text
+
+
+# --- the stages --------------------------------------------------------------------------------------
+
+
+def test_a_window_says_its_status_reason_counts_and_spread():
+    found = windows_metadata(WINDOW, [window_row()])
+    assert (found["status"], found["reason"]) == ("ready", "8 agents")
+    assert (found["agents"], found["rejected"], found["P&L mean"]) == (8, 1, 1.25)
+    assert found["P&L of agents"] == "mean +$1.25, from -$5.00 to +$12.50"
+
+
+def test_a_window_without_pnl_has_no_figure_for_it():
+    found = windows_metadata(WINDOW, [window_row(pnl_mean=None, pnl_std=None, pnl_min=None, pnl_max=None)])
+    assert found["P&L of agents"] == "no P&L is known" and "P&L mean" not in found
+
+
+def test_outcomes_show_prices_and_what_is_not_settled():
+    rows = [outcome_row("ACME"), outcome_row("Q1", kind="question", question="Will it?", change=-0.4, settled=False,
+                                             outcome=None)]  # fmt: skip
+    found = outcomes_metadata(WINDOW, rows)
+    assert (found["status"], found["reason"]) == ("provisional", "not settled: Q1")
+    acme, question = records(found["prices"])
+    assert (acme["open"], acme["close"], acme["change"], acme["outcome"]) == (100.0, 105.0, 0.05, "up")
+    assert question["question"] == "Will it?" and question["outcome"] is None
+    assert (found["unsettled"], found["market move %"]) == (1, 5.0)
+    assert texts(image(found["change of tickers, %"])[1]) == ["ACME +5.00"]
+    settled = outcomes_metadata(WINDOW, [outcome_row("ACME", change=None)])
+    assert settled["status"] == "settled" and "market move %" not in settled and not images(settled)
+
+
+def test_agents_stand_by_rank_with_pnl_reward_and_reason():
+    found = scores_metadata(WINDOW, [score_row(2), score_row(1)])
+    first, second = records(found["agents by reward"])
+    assert (first["agent_id"], first["pnl"], first["reward"], first["reason"]) == ("agent-1", 9.0, -0.5, "earned 1")
+    assert second["rank"] == 2
+    assert (found["reward spread"], found["P&L mean"], found["provenance"]) == (1.0, 8.5, "2 logged")
+    assert images(found) == ["P&L by agent, $"]
+
+
+def test_provenance_and_checkpoint_are_columns_where_they_differ():
+    alike = records(scores_metadata(WINDOW, [score_row(1), score_row(2)])["agents by reward"])
+    found = scores_metadata(WINDOW, [score_row(1), score_row(2, provenance="no_text", checkpoint=None)])
+    unlike = records(found["agents by reward"])
+    assert "provenance" not in alike[0] and "checkpoint" not in alike[0]
+    assert (unlike[1]["provenance"], unlike[1]["checkpoint"]) == ("no_text", None)
+    assert found["checkpoint that played"] == "1 none recorded, 1 run@0"
+
+
+def test_groups_show_advantages_and_who_was_left_out_and_why():
+    found = groups_metadata(WINDOW, [group_row(2, left_out=1)])
+    best, _ = records(found["members by advantage"])
+    assert (best["agent_id"], best["advantage"], best["answer"]) == ("agent-1", 0.25, "BUY 1")
+    assert records(found["left out"]) == [{"agent_id": "left-0", "reason": "no_text: nothing", "trajectory_id": "t0"}]
+    assert (found["members"], found["members left out"]) == (2, 1)
+    empty = groups_metadata(WINDOW, [group_row(0, status="not_ready", reward_mean=None, reward_spread=None)])
+    assert empty["status"] == "not_ready" and empty["left out"] == "nobody" and "reward mean" not in empty
+
+
+def test_an_update_shows_its_parent_its_windows_its_curves_and_its_batch():
     health = {"shares": {"SELL": 0.97, "BUY": 0.03}, "fees": 0.04, "no_spread": 0.0}
-    alarm = {"window_id": FIRST, "kind": "one_sided", "value": 0.97, "limit_value": 0.89, "detail": "SELL 97 %",
+    alarm = {"window_id": WINDOW, "kind": "one_sided", "value": 0.97, "limit_value": 0.89, "detail": "SELL 97 %",
              "response": "step_back", "back_to": "run@1", "exploration": 0.3}  # fmt: skip
-    metadata = checkpoints_metadata(pd.DataFrame([checkpoint_row(metrics={"health": health, "alarms": [alarm]})]))
-    assert "| one_sided | 0.97 | 0.89 | SELL 97 % | step_back | run@1 | 0.3 |" in text(metadata["alarms"])
-    assert (metadata["share SELL"], metadata["share BUY"]) == (0.97, 0.03)
-    quiet = checkpoints_metadata(pd.DataFrame([checkpoint_row(metrics={"health": health, "alarms": []})]))
-    assert text(quiet["alarms"]) == "No alarm."
-    assert "alarms" not in checkpoints_metadata(pd.DataFrame([checkpoint_row()]))
+    found = checkpoints_metadata(WINDOW, [update_row(health=health, alarms=[alarm])])
+    assert (found["status"], found["checkpoint"], found["parent"]) == ("updated", "run@1", "run@0")
+    assert found["snapshot"] == "s" * 12
+    assert f"(/assets/art_groups?view=partitions&partition={WINDOW})" in found["trained on"].value
+    assert texts(image(found["curves"])[1])[0] == "loss 0.1 → 0.0125"
+    assert records(found["optimizer steps"])[0]["loss"] == 0.1
+    assert records(found["alarms"])[0]["response"] == "step_back"
+    assert (found["share SELL"], found["step"], found["groups trained"]) == (0.97, 1, 2)
+    assert checkpoints_metadata(WINDOW, [update_row(health=health, alarms=[])])["alarms"].text == "No alarm."
 
 
-def test_evaluations_show_effect_interval_and_decision_and_none_is_said():
-    row = {"window_id": FIRST, "split": "test", "candidate": "run@2", "baseline": "run@0", "windows": 30, "effect": 4.5,
-           "low": 1.25, "high": 7.75, "candidate_pnl": 6.0, "baseline_pnl": 1.5, "decision": "promote",
-           "reason": "r"}  # fmt: skip
-    metadata = evaluations_metadata(pd.DataFrame([row]))
-    assert "| 4.5 | 1.25 | 7.75 | 6 | 1.5 | promote |" in text(metadata["comparisons"])
-    (plot,) = plots(metadata)
-    assert len(plot) < MOST_PLOT
-    assert "No evaluation" in text(evaluations_metadata(pd.DataFrame(columns=list(row)))["comparisons"])
+def test_an_hour_without_an_update_says_why_and_has_no_curves():
+    found = checkpoints_metadata(WINDOW, [checkpoint_row()])
+    assert (found["status"], found["reason"]) == ("no update", "window 1 of 16")
+    assert not images(found) and "alarms" not in found and "parent" not in found
+    nothing = checkpoints_metadata(WINDOW, [checkpoint_row(checkpoint_id=None, step=None, metrics=None)])
+    assert nothing["checkpoint"] == "none" and "step" not in nothing
+
+
+def test_evaluations_show_effect_interval_and_the_decision():
+    found = evaluations_metadata(WINDOW, [comparison_row("hold"), comparison_row("run@0", "promote")])
+    assert (found["status"], found["reason"]) == ("promote", "over run@0")
+    hold = records(found["comparisons"])[0]
+    assert (hold["baseline"], hold["effect"], hold["low"], hold["high"]) == ("hold", 4.5, 1.25, 7.75)
+    assert texts(image(found["effect with 95 % interval, $"])[1]) == ["hold +4.50", "run@0 +4.50"]
+    assert found["test effect over hold, $"] == 4.5
+
+
+def test_every_stage_has_a_status_and_a_reason_also_of_a_window_without_rows():
+    full = {
+        windows_metadata: [window_row()],
+        outcomes_metadata: [outcome_row("ACME")],
+        scores_metadata: [score_row(1)],
+        groups_metadata: [group_row(2)],
+        checkpoints_metadata: [update_row()],
+        evaluations_metadata: [comparison_row("hold")],
+    }
+    for describe, rows in full.items():
+        for given in (rows, []):
+            found = describe(WINDOW, given)
+            assert list(found)[:2] == ["status", "reason"] and found["status"] and found["reason"]
+
+
+def test_an_event_stays_small_however_much_agents_wrote_and_however_many_there_are():
+    agents = [score_row(n, agent_id=NASTY, reason=NASTY, checkpoint=f"run@{n}") for n in range(64)]
+    group = group_row(64, left_out=64, reason="64 members")
+    for member in group["group"]["members"]:
+        member["agent_id"] = member["decisions"][0]["response"] = NASTY
+    found = [
+        scores_metadata(WINDOW, agents),
+        groups_metadata(WINDOW, [group]),
+        outcomes_metadata(WINDOW, [outcome_row(f"T{n}", source=NASTY, settled=False) for n in range(64)]),
+        checkpoints_metadata(WINDOW, [update_row(400)]),
+        evaluations_metadata(WINDOW, [comparison_row(f"base-{n}") for n in range(12)]),
+    ]
+    sizes = [size(metadata) for metadata in found]
+    assert max(sizes) < 2.5 * EVENT_BYTES, sizes
+    usual = [
+        size(scores_metadata(WINDOW, [score_row(n) for n in range(12)])),
+        size(groups_metadata(WINDOW, [group_row(12)])),
+        size(checkpoints_metadata(WINDOW, [update_row(32)])),
+    ]
+    assert max(usual) < EVENT_BYTES, usual
+
+
+def test_what_agents_wrote_stands_in_no_markdown():
+    group = group_row(1, left_out=1)
+    group["group"]["members"][0] |= {"agent_id": NASTY, "decisions": [{"response": NASTY}]}
+    group["left_out"][0] |= {"agent_id": NASTY, "reason": NASTY}
+    for found in (
+        scores_metadata(WINDOW, [score_row(1, agent_id=NASTY, reason=NASTY)]),
+        groups_metadata(WINDOW, [group]),
+        outcomes_metadata(WINDOW, [outcome_row(NASTY)]),
+    ):
+        for value in found.values():
+            if isinstance(value, dg.MarkdownMetadataValue):
+                assert not any(part in value.value for part in ("onerror=", "<img", "http://x", "%41"))

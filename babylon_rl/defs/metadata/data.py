@@ -1,0 +1,120 @@
+"""What a person sees of one window of a data asset. Each function takes the window's rows, which may be none."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from babylon_rl.defs.metadata.plots import bars
+from babylon_rl.defs.metadata.stages import this_window
+from babylon_rl.defs.metadata.tables import Rows, cell, counted, differing, dollars, figures, table
+
+NO_ROW = {"status": "no row", "reason": "the window was not computed in this run"}
+COUNTS = ("agents", "recorded", "usable", "rejected", "evaluation")
+OUTCOME = ("instrument", "open", "close", "change", "outcome", "settled", "source")
+AGENT = ("rank", "agent_id", "pnl", "reward", "reason")
+MEMBER = ("agent_id", "reward", "advantage", "answer")
+LEFT_OUT = ("agent_id", "reason", "trajectory_id")
+
+
+def windows_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
+    """Status and reason, the counts, and how the agents' P&L spreads."""
+    if not rows:
+        return dict(NO_ROW)
+    row = rows[0]
+    return {
+        "status": row["status"],
+        "reason": row["reason"],
+        "P&L of agents": _spread(row),
+        **figures({name: row[name] for name in COUNTS}),
+        **figures({f"P&L {name}": row[f"pnl_{name}"] for name in ("mean", "std", "min", "max")}),
+        **this_window("windows", window_id),
+    }
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    if row["pnl_mean"] is None:
+        return "no P&L is known"
+    return f"mean {dollars(row['pnl_mean'])}, from {dollars(row['pnl_min'])} to {dollars(row['pnl_max'])}"
+
+
+def outcomes_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
+    """Prices at the edges of the hour, and each ticker's change."""
+    if not rows:
+        return {"status": "quiet", "reason": "nothing was traded or resolved in this hour"}
+    provisional = [row["instrument"] for row in rows if not row["settled"]]
+    tickers = [row for row in rows if row["kind"] == "ticker" and row["change"] is not None]
+    changes = [(row["instrument"], 100 * row["change"]) for row in tickers]
+    settled = f"all {len(rows)} instruments are settled"
+    return {
+        "status": "provisional" if provisional else "settled",
+        "reason": cell(f"not settled: {', '.join(map(str, provisional))}") if provisional else settled,
+        "prices": table(rows, (*OUTCOME, *differing(rows, ["question"]))),
+        **({"change of tickers, %": bars("change of tickers in per cent", changes)} if changes else {}),
+        **figures({"instruments": len(rows), "unsettled": len(provisional)}),
+        **figures({"market move %": sum(change for _, change in changes) / len(changes) if changes else None}),
+        **this_window("market_outcomes", window_id),
+    }
+
+
+def scores_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
+    """Agents with P&L, reward, rank and reason, the best first, and their P&L as bars."""
+    if not rows:
+        return {"status": "no scores", "reason": "no usable run was recorded; `windows` says why"}
+    agents = [{**row, "pnl": row["features"]["window_pnl"]} for row in sorted(rows, key=lambda row: row["rank"])]
+    pnls = [agent["pnl"] for agent in agents]
+    rewards = [agent["reward"] for agent in agents]
+    return {
+        "status": "scored",
+        "reason": f"{len(agents)} runs, rewards from {min(rewards):+.5f} to {max(rewards):+.5f}",
+        "agents by reward": table(agents, (*AGENT, *differing(agents, ("provenance", "checkpoint")))),
+        "P&L by agent, $": bars("P&L by agent, dollars", [(agent["agent_id"], agent["pnl"]) for agent in agents]),
+        "provenance": counted(agent["provenance"] for agent in agents),
+        "checkpoint that played": counted(agent["checkpoint"] or "none recorded" for agent in agents),
+        "scorer": counted(f"{agent['scorer']} {agent['scorer_version']}" for agent in agents),
+        **figures(
+            {
+                "scored": len(agents),
+                "P&L mean": sum(pnls) / len(pnls),
+                "reward mean": sum(rewards) / len(rewards),
+                "reward spread": max(rewards) - min(rewards),
+            }
+        ),
+        **this_window("scored_trajectories", window_id),
+    }
+
+
+def groups_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
+    """The group's members with their advantages, and who was left out and why."""
+    if not rows:
+        return dict(NO_ROW)
+    row = rows[0]
+    members = [{**member, "answer": _answer(member)} for member in row["group"]["members"]]
+    members.sort(key=lambda member: -member["advantage"])
+    left_out = row["left_out"] or []
+    found: dict[str, Any] = {"status": row["status"], "reason": row["reason"]}
+    if members:
+        found["members by advantage"] = table(members, (*MEMBER, *differing(members, ["checkpoint"])))
+        found["advantage by agent"] = bars(
+            "advantage by agent", [(member["agent_id"], member["advantage"]) for member in members], "{:+.2g}"
+        )
+    found["left out"] = table(left_out, LEFT_OUT) if left_out else "nobody"
+    return {
+        **found,
+        "checkpoint that played": counted(member["checkpoint"] for member in members) or "none",
+        "scorer": row["scorer"],
+        "group digest": row["group_digest"][:12],
+        **figures(
+            {
+                "members": row["members"],
+                "members left out": len(left_out),
+                "reward mean": row["reward_mean"],
+                "reward spread": row["reward_spread"],
+            }
+        ),
+        **this_window("art_groups", window_id),
+    }
+
+
+def _answer(member: Mapping[str, Any]) -> str:
+    """What the member answered, as trained on: one decision verbatim, of several how many."""
+    decisions = member.get("decisions") or []
+    return decisions[0]["response"] if len(decisions) == 1 else f"{len(decisions)} decisions"
