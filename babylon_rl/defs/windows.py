@@ -1,8 +1,8 @@
 """Asset `windows`: each window's statistics and readiness; rejected rows go beside it."""
 
 import dagster as dg
-import pandas as pd
 
+from babylon_rl.database.window_rows import WindowRows
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata import windows_metadata
 from babylon_rl.defs.output import written
@@ -29,6 +29,7 @@ recorded_trajectories = dg.AssetSpec(
     description="One row a window: agents, usable and rejected runs, P&L spread, and whether it is ready and why not.",
 )
 @typed_failures()
-def windows(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
-    frame = summarize_windows(database.open(), window_ids(context), get_settings().min_agents_per_window)
-    return written(context, frame, windows_metadata)
+def windows(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[WindowRows]:
+    opened = database.open()
+    rows = summarize_windows(opened, window_ids(context), get_settings().min_agents_per_window)
+    return written(context, opened, rows, windows_metadata)
