@@ -84,7 +84,7 @@ def one_frame(frames: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.Data
 def book_windows(
     connection: psycopg.Connection, asset: str, computed: Sequence[str], failed: Mapping[str, WindowError]
 ) -> None:
-    """Keep the failures, one open a window, and close those of windows that were computed; in the caller's transaction."""
+    """Keep the failures, one open a window, and close those of computed windows, within the caller's transaction."""
     connection.execute(
         "UPDATE babylon_rl.window_failures SET resolved_at = clock_timestamp() "
         "WHERE asset = %s AND window_id = ANY(%s) AND resolved_at IS NULL",
