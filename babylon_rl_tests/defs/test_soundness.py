@@ -4,10 +4,12 @@ import dagster as dg
 import pytest
 
 from babylon_rl.database.window_rows import open_failures
+from babylon_rl.definitions import build_defs
 from babylon_rl.defs.checks.results import MOST_WINDOWS
 from babylon_rl.defs.jobs import DATA_ASSETS
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.staleness import staleness
+from babylon_rl.groups.trained_view import decode_group, digest_of
 from babylon_rl.groups.verification import altered_groups
 from babylon_rl.recording.recorder import write_runs
 from babylon_rl_tests.defs.ranges import materialize, record, span
@@ -60,7 +62,7 @@ def test_a_window_that_fails_is_told_and_the_others_are_written_until_it_is_mend
     evaluation = checked(result, "scored_trajectories")["all_windows_computed"]
     assert not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
     assert evaluation.metadata["window_ids"].value == [ids[1]]
-    assert "is not a usable number" in evaluation.metadata["rows"].value
+    assert "Correct or reject that recording" in evaluation.metadata["errors"].value
     waiting = checked(result, "art_groups")["all_windows_computed"].metadata["rows"].value
     assert f"waits for scored_trajectories of {ids[1]}" in waiting
     materializations = result.asset_materializations_for_node("scored_trajectories")
@@ -134,13 +136,12 @@ def test_stored_text_is_compared_with_the_recorded_text_and_late_data_is_no_dama
     assert rows(database, "SELECT status, members FROM babylon_rl.art_groups") == [("trainable", 3)] and not found()
     change(
         database,
-        """UPDATE babylon_rl.art_groups SET "group" = jsonb_set("group", '{members,1,decisions,0,response}', '"SELL"')""",
+        """UPDATE babylon_rl.art_groups
+           SET "group" = jsonb_set("group", '{members,1,decisions,0,response}', '"SELL"')""",
     )
     assert "does not match its digest" in found()[0]
     # Whoever computes the digest anew is found out by the recording.
     stored = rows(database, 'SELECT "group" FROM babylon_rl.art_groups')[0][0]
-    from babylon_rl.groups.trained_view import decode_group, digest_of
-
     change(database, "UPDATE babylon_rl.art_groups SET group_digest = %s", digest_of(decode_group(stored)))
     assert "response is not what was recorded" in found()[0]
     with database.connect() as connection:
@@ -149,8 +150,6 @@ def test_stored_text_is_compared_with_the_recorded_text_and_late_data_is_no_dama
 
 
 def test_checks_run_alone_over_the_newest_windows(database, instance):
-    from babylon_rl.definitions import build_defs
-
     ids = record(database, 2)
     assert materialize(database, instance, span(ids[0], ids[-1])).success
     change(database, "UPDATE babylon_rl.scored_trajectories SET reward = 'NaN' WHERE window_id = %s", ids[0])

@@ -24,6 +24,7 @@ from babylon_rl.staleness import stale_rows
 from babylon_rl.windows import window_range
 
 MOST_WINDOWS = 200
+MOST_ERRORS = 5
 
 # Rows that are not as they should be, `window_id` among their columns, of the given windows.
 Find = Callable[[psycopg.Connection, Sequence[str]], pd.DataFrame]
@@ -95,7 +96,10 @@ def shown(check: Check, found: pd.DataFrame) -> dict[str, Any]:
     if found.empty:
         return {}
     concerned = list(dict.fromkeys(found["window_id"]))
+    # A table's cell cuts what is long, and an error's remedy stands at its end.
+    told = {"errors": dg.MetadataValue.md("\n\n".join(found["detail"].head(MOST_ERRORS)))} if "detail" in found else {}
     return {
+        **told,
         "windows concerned": len(concerned),
         "window_ids": dg.MetadataValue.json(concerned[:MOST_WINDOWS]),
         "rows": table(found, list(found.columns)),
@@ -108,7 +112,7 @@ def all_windows_computed(asset: str) -> Check:
     return Check(
         "all_windows_computed",
         "No window's computation failed and is still to be mended; the other windows of its run were written.",
-        lambda connection, _: open_failures(connection, [asset]),
+        lambda connection, _: open_failures(connection, [asset]).drop(columns="asset"),
         f"Read the error, mend its cause (its message says how), and materialize {asset} and what comes after it for "
         "these windows. Until then their earlier rows stand, and later assets leave these windows out.",
         severity=dg.AssetCheckSeverity.ERROR,
