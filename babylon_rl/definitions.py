@@ -7,12 +7,20 @@ import dagster as dg
 
 from babylon_rl.defs.art_groups import art_groups
 from babylon_rl.defs.checkpoint_evaluations import checkpoint_evaluations
+from babylon_rl.defs.checks.data import (
+    art_groups_checks,
+    market_outcomes_checks,
+    scored_trajectories_checks,
+    windows_checks,
+)
+from babylon_rl.defs.checks.learning_is_steady import learning_is_steady
+from babylon_rl.defs.checks.models import checkpoint_evaluations_checks, trained_checkpoints_checks
 from babylon_rl.defs.io_manager import PostgresIOManager
 from babylon_rl.defs.jobs import materialize_windows, train_and_evaluate
-from babylon_rl.defs.learning_is_steady import learning_is_steady
 from babylon_rl.defs.market_outcomes import market_outcomes
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.scored_trajectories import scored_trajectories
+from babylon_rl.defs.staleness import staleness
 from babylon_rl.defs.trained_checkpoints import trained_checkpoints
 from babylon_rl.defs.window_readiness import window_readiness
 from babylon_rl.defs.windows import recorded_trajectories, windows
@@ -32,9 +40,17 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             trained_checkpoints,
             checkpoint_evaluations,
         ],
-        asset_checks=[learning_is_steady],
+        asset_checks=[
+            windows_checks,
+            market_outcomes_checks,
+            scored_trajectories_checks,
+            art_groups_checks,
+            trained_checkpoints_checks,
+            learning_is_steady,
+            checkpoint_evaluations_checks,
+        ],
         jobs=[materialize_windows, train_and_evaluate],
-        sensors=[window_readiness],
+        sensors=[window_readiness, staleness],
         resources={
             "database": database,
             "postgres": PostgresIOManager(database=database),

@@ -83,6 +83,14 @@ def replace_windows(
     return Replaced(written, superseded, unchanged)
 
 
+def content_version(table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame) -> str:
+    """SHA-256 over the digests under which `replace_windows` would store the windows; the same for the same rows."""
+    wanted = sorted(set(window_ids))
+    columns, rows = _rows_by_window(table, wanted, frame)
+    told = "\n".join(f"{w} {_digest(columns, rows[w]) if w in rows else ''}" for w in wanted)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
 def _rows_by_window(
     table: sa.Table, wanted: Sequence[str], frame: pd.DataFrame
 ) -> tuple[list[sa.Column], dict[str, list[tuple[Any, ...]]]]:

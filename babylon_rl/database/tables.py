@@ -176,7 +176,7 @@ trained_checkpoints = asset_table(
     sa.Column("groups_trained", sa.Integer, nullable=False),
     sa.Column("groups_left_out", sa.Integer, nullable=False),
     sa.Column("metrics", Json, nullable=False),
-    sa.Column("group_digests", Json, comment="of an update: group_digest of each window that it trained on"),
+    sa.Column("group_digests", Json, comment="of a batch: group_digest of each window that was looked at, or null"),
 )
 
 checkpoint_evaluations = asset_table(

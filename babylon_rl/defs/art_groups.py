@@ -3,6 +3,7 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.database.window_rows import WindowRows
 from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata.data import groups_metadata
@@ -35,6 +36,7 @@ def art_groups(
     database: DatabaseResource,
     windows: pd.DataFrame,
     scored_trajectories: pd.DataFrame,
-) -> dg.Output[pd.DataFrame]:
-    frame = group_windows(database.open(), window_ids(context), windows, scored_trajectories)
-    return written(context, frame, groups_metadata)
+) -> dg.Output[WindowRows]:
+    opened = database.open()
+    rows = group_windows(opened, window_ids(context), windows, scored_trajectories)
+    return written(context, opened, rows, groups_metadata)

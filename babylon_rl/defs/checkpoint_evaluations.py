@@ -1,8 +1,8 @@
 """Asset `checkpoint_evaluations`: candidates against what they started from, on later windows."""
 
 import dagster as dg
-import pandas as pd
 
+from babylon_rl.database.window_rows import WindowRows
 from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata.models import evaluations_metadata
@@ -32,7 +32,8 @@ Made from `trained_checkpoints` and the runs recorded for evaluation.
     description=DESCRIPTION,
 )
 @typed_failures()
-def checkpoint_evaluations(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
-    with database.open().connect() as connection:
-        frame = evaluate_windows(connection, window_ids(context))
-    return written(context, frame, evaluations_metadata)
+def checkpoint_evaluations(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[WindowRows]:
+    opened = database.open()
+    with opened.connect() as connection:
+        rows = evaluate_windows(connection, window_ids(context))
+    return written(context, opened, rows, evaluations_metadata)

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.history import current_rows, replace_windows
 from babylon_rl.database.tables import SCHEMA, metadata
+from babylon_rl.database.window_rows import WindowRows, book_windows
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.errors import DatabaseError
 
@@ -17,26 +18,34 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     """Keeps a partitioned asset in the table of its name; partition keys are window ids. It creates no tables.
 
     A run's partitions are written in one transaction: windows whose content is the same are left alone, the rows of
-    others are superseded. Rows of windows outside the run are refused.
+    others are superseded. Rows of windows outside the run are refused; windows that failed keep what they have.
     """
 
     database: DatabaseResource
 
-    def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame | None) -> None:
+    def handle_output(self, context: dg.OutputContext, obj: WindowRows | pd.DataFrame | None) -> None:
         """Write the run's windows; None writes nothing, a frame without rows empties them."""
         if obj is None:
             return
-        if not isinstance(obj, pd.DataFrame):
-            raise DatabaseError(f"{_name(context)} must return a pandas DataFrame or None, not {type(obj).__name__}.")
-        table, window_ids = _table(context), _windows(context)
+        if isinstance(obj, pd.DataFrame):
+            obj = WindowRows(obj, tuple(_windows(context)))
+        if not isinstance(obj, WindowRows):
+            raise DatabaseError(
+                f"{_name(context)} must return WindowRows, a pandas DataFrame or None, not {type(obj).__name__}."
+            )
+        table = _table(context)
+        if set(obj.window_ids) != set(_windows(context)):
+            raise DatabaseError(f"{_name(context)} returned other windows than those of the run.")
         with self.database.open().connect() as connection:
-            replaced = replace_windows(connection, table, window_ids, obj)
+            replaced = replace_windows(connection, table, obj.computed, obj.frame)
+            book_windows(connection, table.name, obj.computed, obj.failed)
         context.add_output_metadata(
             {
-                "dagster/row_count": len(obj),
+                "dagster/row_count": len(obj.frame),
                 "rows_written": replaced.written,
                 "rows_superseded": replaced.superseded,
                 "windows_unchanged": len(replaced.unchanged),
+                "windows_failed": len(obj.failed),
             }
         )
 

@@ -1,15 +1,15 @@
 """Asset `market_outcomes`: what the market did in each hour."""
 
 import dagster as dg
-import pandas as pd
 
+from babylon_rl.database.window_rows import WindowRows
 from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata.data import outcomes_metadata
 from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import RECORDED, window_ids
 from babylon_rl.defs.resources import DatabaseResource
-from babylon_rl.outcomes.outcomes import outcomes_of
+from babylon_rl.outcomes.windows import outcome_windows
 
 DESCRIPTION = """\
 **A row** is an instrument in an hour: its price at both edges, the change, the outcome, and where they come from. **A
@@ -31,7 +31,6 @@ Read by `scored_trajectories`.
     description=DESCRIPTION,
 )
 @typed_failures()
-def market_outcomes(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
-    with database.open().connect() as connection:
-        frame = outcomes_of(connection, window_ids(context))
-    return written(context, frame, outcomes_metadata)
+def market_outcomes(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[WindowRows]:
+    opened = database.open()
+    return written(context, opened, outcome_windows(opened, window_ids(context)), outcomes_metadata)

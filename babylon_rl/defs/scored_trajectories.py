@@ -3,6 +3,7 @@
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.database.window_rows import WindowRows
 from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata.data import scores_metadata
@@ -35,6 +36,7 @@ Read by `art_groups`.
 @typed_failures()
 def scored_trajectories(
     context: dg.AssetExecutionContext, database: DatabaseResource, market_outcomes: pd.DataFrame
-) -> dg.Output[pd.DataFrame]:
-    frame = score_windows(database.open(), window_ids(context), market_outcomes, get_settings().scorer)
-    return written(context, frame, scores_metadata)
+) -> dg.Output[WindowRows]:
+    opened = database.open()
+    rows = score_windows(opened, window_ids(context), market_outcomes, get_settings().scorer)
+    return written(context, opened, rows, scores_metadata)

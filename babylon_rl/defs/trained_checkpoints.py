@@ -4,10 +4,10 @@ import sys
 
 import dagster as dg
 import msgspec
-import pandas as pd
 from dagster._core.errors import DagsterPipesExecutionError
 
 from babylon_rl.database.connect import Database
+from babylon_rl.database.window_rows import WindowRows
 from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata.models import checkpoints_metadata
@@ -17,7 +17,7 @@ from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.trainer_process import DATABASE_VARIABLE, EMBEDDED_VARIABLE
 from babylon_rl.errors import TrainingError
 from babylon_rl.settings import get_settings
-from babylon_rl.training.updates import Launch, TrainerRequest, TrainerResult, update_checkpoints
+from babylon_rl.training.updates import Launch, TrainerRequest, TrainerResult, keep_rows, update_checkpoints
 
 DESCRIPTION = """\
 **A row** is an hour: the checkpoint that the model stands at after it, and the update that ended there, or the reason
@@ -49,11 +49,17 @@ Made from `art_groups`; read by `checkpoint_evaluations`.
 @typed_failures()
 def trained_checkpoints(
     context: dg.AssetExecutionContext, database: DatabaseResource, trainer: dg.PipesSubprocessClient
-) -> dg.Output[pd.DataFrame]:
+) -> dg.Output[WindowRows]:
     opened = database.open()
     launch = launcher(context, trainer, opened)
-    frame = update_checkpoints(opened, get_settings(), window_ids(context), launch)
-    return written(context, frame, checkpoints_metadata)
+
+    def keep(rows: WindowRows) -> None:
+        keep_rows(opened, rows)
+        for window_id in rows.frame.get("window_id", ()):
+            context.log_event(dg.AssetMaterialization(context.asset_key, partition=window_id))
+
+    rows = update_checkpoints(opened, get_settings(), window_ids(context), launch, keep)
+    return written(context, opened, rows, checkpoints_metadata)
 
 
 def launcher(context: dg.AssetExecutionContext, client: dg.PipesSubprocessClient, database: Database) -> Launch:

@@ -1,9 +1,9 @@
 """Asset `windows`: each window's statistics and readiness; rejected rows go beside it."""
 
 import dagster as dg
-import pandas as pd
 
 from babylon_rl.database.application_tables import trajectories
+from babylon_rl.database.window_rows import WindowRows
 from babylon_rl.defs.declarations import declared, table_metadata
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata.data import windows_metadata
@@ -55,6 +55,7 @@ recorded_trajectories = dg.AssetSpec(
     description=DESCRIPTION,
 )
 @typed_failures()
-def windows(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[pd.DataFrame]:
-    frame = summarize_windows(database.open(), window_ids(context), get_settings().min_agents_per_window)
-    return written(context, frame, windows_metadata)
+def windows(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[WindowRows]:
+    opened = database.open()
+    rows = summarize_windows(opened, window_ids(context), get_settings().min_agents_per_window)
+    return written(context, opened, rows, windows_metadata)

@@ -10,6 +10,7 @@ import msgspec
 import pandas as pd
 import psycopg
 
+from babylon_rl.database.window_rows import WindowRows, each_window, one_frame, waiting_for
 from babylon_rl.evaluation.compare import COLUMNS, choose_candidate, comparison_rows, info_row, window_pnl
 from babylon_rl.evaluation.gates import decide
 from babylon_rl.evaluation.paired import paired_effect
@@ -55,22 +56,25 @@ def schedule_of(run: TrainingRun) -> Schedule | None:
     return msgspec.convert(run.schedule, Schedule) if "test" in run.schedule else None
 
 
-def evaluate_windows(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd.DataFrame:
+def evaluate_windows(connection: psycopg.Connection, window_ids: Sequence[str]) -> WindowRows:
     """Rows of `checkpoint_evaluations` of the splits that end in one of the windows; none for other windows."""
-    frames = [pd.DataFrame(columns=list(COLUMNS))]
-    for window_id in sorted(window_ids):
-        run = run_of_window(connection, window_id)
-        schedule = schedule_of(run) if run else None
-        if run is None or schedule is None:
-            continue
-        if window_id == schedule.validation[1]:
-            frames += _validation(connection, run, schedule)
-        elif window_id == schedule.test[1]:
-            frames += _test(connection, run, schedule)
-        elif window_id == schedule.unseen[1]:
-            frames += _unseen(connection, run, schedule)
-    kept = [frame for frame in frames if len(frame)] or frames[:1]
-    return pd.concat(kept, ignore_index=True)
+    waiting = waiting_for(connection, ("trained_checkpoints",), window_ids)
+    made, failed = each_window(sorted(window_ids), lambda window_id: _comparisons(connection, window_id), waiting)
+    return WindowRows(one_frame([frame for frames in made for frame in frames], COLUMNS), tuple(window_ids), failed)
+
+
+def _comparisons(connection: psycopg.Connection, window_id: str) -> list[pd.DataFrame]:
+    run = run_of_window(connection, window_id)
+    schedule = schedule_of(run) if run else None
+    if run is None or schedule is None:
+        return []
+    if window_id == schedule.validation[1]:
+        return _validation(connection, run, schedule)
+    if window_id == schedule.test[1]:
+        return _test(connection, run, schedule)
+    if window_id == schedule.unseen[1]:
+        return _unseen(connection, run, schedule)
+    return []
 
 
 def candidate_of(

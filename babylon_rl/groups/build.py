@@ -39,6 +39,8 @@ COLUMNS = (
     "scorer",
     "reward_mean",
     "reward_spread",
+    "window_revision",
+    "scores_digest",
 )
 
 # Why a trajectory is no member, by the provenance that its score carries.
@@ -58,7 +60,8 @@ def build_group(
 ) -> dict[str, Any]:
     """Row of `art_groups` for a window.
 
-    `window`: its row of `windows`; `scored`: its rows of `scored_trajectories`, one scorer. VerbatimError where the
+    `window`: its row of `windows`; `scored`: its rows of `scored_trajectories`, one scorer, with the digest under which
+    they are stored. VerbatimError where the
     trained view is not what was recorded; SettingsError where several scorers are mixed.
     """
     scored = scored[scored["window_id"] == recorded.window_id]
@@ -89,6 +92,8 @@ def build_group(
         "scorer": scorer,
         "reward_mean": sum(sorted(rewards)) / len(rewards) if rewards else None,
         "reward_spread": max(rewards) - min(rewards) if rewards else None,
+        "window_revision": recorded.revision,
+        "scores_digest": scored["digest"].iloc[0] if "digest" in scored and len(scored) else None,
     }
 
 

@@ -1,22 +1,33 @@
 """Groups of a range of windows, one window's recordings in memory at a time."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from babylon_rl.database.connect import Database
+from babylon_rl.database.window_rows import WindowRows, each_window, waiting_for
 from babylon_rl.errors import EmptyWindowError
 from babylon_rl.groups.build import COLUMNS, build_group
-from babylon_rl.recording.reader import read_window
+from babylon_rl.recording.reader import RangeReader
 
 
 def group_windows(
     database: Database, window_ids: Sequence[str], windows: pd.DataFrame, scored: pd.DataFrame
-) -> pd.DataFrame:
+) -> WindowRows:
     """Rows of `art_groups`; `windows` and `scored` are the rows of all the windows."""
     by_id = {row["window_id"]: row for row in windows.to_dict("records")}
-    if missing := [window_id for window_id in window_ids if window_id not in by_id]:
-        raise EmptyWindowError(f"Window {missing[0]} is not materialized yet: materialize windows before art_groups.")
+    scores = dict(iter(scored.groupby("window_id"))) if len(scored) else {}
     with database.connect() as connection:
-        rows = [build_group(by_id[w], read_window(connection, w), scored) for w in window_ids]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+        waiting = waiting_for(connection, ("windows", "market_outcomes", "scored_trajectories"), window_ids)
+        reader = RangeReader(connection, window_ids)
+
+        def build(window_id: str) -> dict[str, Any]:
+            if window_id not in by_id:
+                raise EmptyWindowError(
+                    f"Window {window_id} is not materialized yet: materialize windows before art_groups."
+                )
+            return build_group(by_id[window_id], reader.read(window_id), scores.get(window_id, scored.iloc[:0]))
+
+        rows, failed = each_window(window_ids, build, waiting)
+    return WindowRows(pd.DataFrame(rows, columns=list(COLUMNS)), tuple(window_ids), failed)

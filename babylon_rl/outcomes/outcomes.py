@@ -62,12 +62,15 @@ def outcomes_of(connection: psycopg.Connection, window_ids: Sequence[str], now: 
     `now`, else the clock), a question once it resolved; a resolution that is not known is no NO. `revision` is the
     digest of the window's rows.
     """
-    now = now or datetime.now(UTC)
-    rows = [row for window_id in dict.fromkeys(window_ids) for row in _window(connection, window_id, now)]
+    rows = [row for window_id in dict.fromkeys(window_ids) for row in window_outcomes(connection, window_id, now)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _window(connection: psycopg.Connection, window_id: str, now: datetime) -> list[dict[str, Any]]:
+def window_outcomes(
+    connection: psycopg.Connection, window_id: str, now: datetime | None = None
+) -> list[dict[str, Any]]:
+    """The rows of one window, as `outcomes_of` says."""
+    now = now or datetime.now(UTC)
     start = parse_window_id(window_id)
     over = now >= start + WINDOW_LENGTH
     naive = start.replace(tzinfo=None)

@@ -34,6 +34,9 @@ FINISHED = {"completed", "completed_with_errors"}
 # The application's engine records its own decisions under this id, without balance or P&L.
 ENGINE = "market-decision-engine"
 
+CHUNK = 500  # windows that one scan looks for
+HOUR = 'YYYY-MM-DD"T"HH24:00'  # window id of a time, in PostgreSQL
+
 _steps = msgspec.json.Decoder(list[Step])
 _COLUMNS = (
     "trajectoryId agentId startTime endTime windowId batchId stepsJson finalStatus finalBalance finalPnL "
@@ -50,13 +53,53 @@ class _Refusal(Exception):
         self.reason, self.detail = reason, detail
 
 
+class RangeReader:
+    """Reads windows of a range one by one; rows that do not name their window are looked for once a chunk of them.
+
+    The application has no index on its times, so each look is a scan of its table.
+    """
+
+    def __init__(self, connection: psycopg.Connection, window_ids: Sequence[str]) -> None:
+        self.connection = connection
+        wanted = sorted(set(window_ids))
+        for window_id in wanted:
+            parse_window_id(window_id)
+        chunks = [wanted[start : start + CHUNK] for start in range(0, len(wanted), CHUNK)]
+        self._chunks = {window_id: chunk for chunk in chunks for window_id in chunk}
+        self._misnamed: dict[str, list[str]] = {}
+
+    def read(self, window_id: str) -> RecordedWindow:
+        """As `read_window`, for a window of the range."""
+        return _window(self.connection, window_id, self.misnamed(window_id))
+
+    def misnamed(self, window_id: str) -> list[str]:
+        """Trajectories that ended in the window and name another or none."""
+        if window_id not in self._misnamed:
+            chunk = self._chunks[window_id]
+            # What an earlier chunk found is done with; a range may be years long.
+            self._misnamed = {one: [] for one in chunk}
+            for trajectory_id, ended in self.connection.execute(*compiled(_misnamed(chunk))):
+                if (own := window_of(ended)) in self._misnamed:
+                    self._misnamed[own].append(trajectory_id)
+        return self._misnamed[window_id]
+
+
 def read_window(connection: psycopg.Connection, window_id: str) -> RecordedWindow:
     """Everything recorded in a window, ordered by trajectory id. WindowIdError for a text that is no window id."""
+    return RangeReader(connection, [window_id]).read(window_id)
+
+
+def read_windows(connection: psycopg.Connection, window_ids: Sequence[str]) -> Iterator[RecordedWindow]:
+    """The windows, one after the other in the order given; one window's recordings are in memory at a time."""
+    return map(RangeReader(connection, window_ids).read, window_ids)
+
+
+def _window(connection: psycopg.Connection, window_id: str, misnamed: Sequence[str]) -> RecordedWindow:
     start = parse_window_id(window_id)
     rejected: list[Rejected] = []
     finished: list[tuple[dict[str, Any], list[Step]]] = []
     evaluation = 0
-    for row in _rows(connection, window_id, start):
+    for row in _rows(connection, window_id, misnamed):
         if row["isEvaluation"] and window_of(row["endTime"]) == window_id:
             evaluation += 1
             continue
@@ -74,12 +117,6 @@ def read_window(connection: psycopg.Connection, window_id: str) -> RecordedWindo
     usable.sort(key=lambda t: t.trajectory_id)
     rejected.sort(key=lambda r: r.trajectory_id)
     return RecordedWindow(window_id, usable, rejected, evaluation, window_revision(usable))
-
-
-def read_windows(connection: psycopg.Connection, window_ids: Sequence[str]) -> Iterator[RecordedWindow]:
-    """The windows, one after the other in the order given; one window's recordings are in memory at a time."""
-    for window_id in window_ids:
-        yield read_window(connection, window_id)
 
 
 def read_calls(connection: psycopg.Connection, trajectory_ids: Sequence[str]) -> dict[str, list[RecordedCall]]:
@@ -101,7 +138,7 @@ def read_calls(connection: psycopg.Connection, trajectory_ids: Sequence[str]) ->
 
 def list_windows(connection: psycopg.Connection) -> pd.DataFrame:
     """Windows with recordings: window_id, recorded (rows for training), agents, evaluation (rows), by window id."""
-    hour = sa.func.to_char(trajectories.c.endTime, 'YYYY-MM-DD"T"HH24:00').label("window_id")
+    hour = sa.func.to_char(trajectories.c.endTime, HOUR).label("window_id")
     training = trajectories.c.isEvaluation.is_(False)
     statement = (
         sa.select(
@@ -165,19 +202,32 @@ def whole_windows(
     return {window_id for (window_id,) in connection.execute(*compiled(statement))}
 
 
-def _rows(connection: psycopg.Connection, window_id: str, start: datetime) -> Iterator[dict[str, Any]]:
-    """Rows that name the window, through its index, then rows that ended in it and name no window or another."""
-    first = start.replace(tzinfo=None)
-    named = trajectories.c.windowId == window_id
-    unnamed = sa.and_(
-        trajectories.c.endTime >= first,
-        trajectories.c.endTime < first + WINDOW_LENGTH,
-        trajectories.c.windowId.is_distinct_from(window_id),
-    )
-    for condition in (named, unnamed):
+def _rows(connection: psycopg.Connection, window_id: str, misnamed: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows that name the window, through its index, then those of `misnamed`, which ended in it."""
+    conditions = [trajectories.c.windowId == window_id]
+    if misnamed:
+        # A row that was given this name since it was looked for is among those that name it.
+        named_otherwise = trajectories.c.windowId.is_distinct_from(window_id)
+        wanted = trajectories.c.trajectoryId == sa.any_(sa.literal(list(misnamed), sa.ARRAY(sa.Text)))
+        conditions.append(sa.and_(wanted, *_within(window_id, window_id), named_otherwise))
+    for condition in conditions:
         statement = sa.select(*(trajectories.c[name] for name in _COLUMNS)).where(condition)
         for values in stream_rows(connection, statement):
             yield dict(zip(_COLUMNS, values, strict=True))
+
+
+def _misnamed(window_ids: Sequence[str]) -> sa.Select:
+    """Rows that ended between the first and the last of these windows and do not name the hour in which they did."""
+    hour = sa.func.to_char(trajectories.c.endTime, HOUR)
+    return sa.select(trajectories.c.trajectoryId, trajectories.c.endTime).where(
+        *_within(min(window_ids), max(window_ids)), trajectories.c.windowId.is_distinct_from(hour)
+    )
+
+
+def _within(first: str, last: str) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    """That a row ended in the windows from `first` to `last`."""
+    start, end = (parse_window_id(window_id).replace(tzinfo=None) for window_id in (first, last))
+    return trajectories.c.endTime >= start, trajectories.c.endTime < end + WINDOW_LENGTH
 
 
 def _usable_steps(row: dict[str, Any], window_id: str) -> list[Step]:

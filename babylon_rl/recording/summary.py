@@ -10,9 +10,13 @@ import pandas as pd
 from babylon_rl.database.connect import Database
 from babylon_rl.database.history import replace_windows
 from babylon_rl.database.tables import rejected_trajectories
-from babylon_rl.recording.reader import read_window
+from babylon_rl.database.window_rows import WindowRows, each_window, one_frame
+from babylon_rl.recording.accounting import count_recorded
+from babylon_rl.recording.reader import RangeReader
 from babylon_rl.recording.window import RecordedWindow
 from babylon_rl.windows import WINDOW_LENGTH, parse_window_id
+
+REJECTED = ("window_id", "trajectory_id", "agent_id", "reason", "detail")
 
 
 def window_summary(recorded: RecordedWindow, min_agents: int, now: datetime) -> dict[str, Any]:
@@ -39,23 +43,31 @@ def window_summary(recorded: RecordedWindow, min_agents: int, now: datetime) -> 
 def rejected_frame(recorded: RecordedWindow) -> pd.DataFrame:
     """Rows of table `rejected_trajectories`."""
     rows = [(recorded.window_id, r.trajectory_id, r.agent_id, r.reason, r.detail) for r in recorded.rejected]
-    return pd.DataFrame(rows, columns=["window_id", "trajectory_id", "agent_id", "reason", "detail"], dtype=object)
+    return pd.DataFrame(rows, columns=list(REJECTED), dtype=object)
 
 
-def summarize_windows(database: Database, window_ids: Sequence[str], min_agents: int) -> pd.DataFrame:
+def summarize_windows(database: Database, window_ids: Sequence[str], min_agents: int) -> WindowRows:
     """Rows of table `windows`; the rows of `rejected_trajectories` are written here, with the same history.
 
-    One window's steps are in memory at a time.
+    One window's steps are in memory at a time. `recorded` is what the database counts in the snapshot that is read.
     """
     now = datetime.now(UTC)
-    rows, rejected = [], []
     with database.connect() as connection:
-        for window_id in window_ids:
-            recorded = read_window(connection, window_id)
-            rows.append(window_summary(recorded, min_agents, now))
-            rejected.append(rejected_frame(recorded))
-        replace_windows(connection, rejected_trajectories, list(window_ids), pd.concat(rejected, ignore_index=True))
-    return pd.DataFrame(rows)
+        # One snapshot: a row that comes between reading and counting would look like one that was lost.
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        counts, reader = count_recorded(connection, window_ids), RangeReader(connection, window_ids)
+
+        def summarize(window_id: str) -> tuple[dict[str, Any], pd.DataFrame]:
+            recorded = reader.read(window_id)
+            row = {**window_summary(recorded, min_agents, now), "recorded": counts[window_id]}
+            return row, rejected_frame(recorded)
+
+        made, failed = each_window(window_ids, summarize)
+    rows = WindowRows(pd.DataFrame([row for row, _ in made]), tuple(window_ids), failed)
+    rejected = one_frame([frame for _, frame in made], REJECTED)
+    with database.connect() as connection:
+        replace_windows(connection, rejected_trajectories, rows.computed, rejected)
+    return rows
 
 
 def _status(recorded: RecordedWindow, min_agents: int, now: datetime) -> tuple[str, str]:

@@ -15,8 +15,9 @@ import psycopg
 
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.connect import Database
-from babylon_rl.database.history import current_rows
-from babylon_rl.database.tables import art_groups
+from babylon_rl.database.history import current_rows, replace_windows
+from babylon_rl.database.tables import art_groups, trained_checkpoints
+from babylon_rl.database.window_rows import OF_THE_WHOLE, WindowError, WindowRows, book_windows, waiting_for
 from babylon_rl.errors import TrainingError
 from babylon_rl.groups.build import trainable_groups
 from babylon_rl.groups.provenance import Lineage
@@ -36,19 +37,45 @@ from babylon_rl.training.runs import (
 from babylon_rl.training.trainer import TrainerRequest, TrainerResult
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
+DATA = ("windows", "market_outcomes", "scored_trajectories", "art_groups")
+
 Launch = Callable[[TrainerRequest], TrainerResult]
 
 
 def update_checkpoints(
-    database: Database, settings: Settings, window_ids: Sequence[str], launch: Launch
-) -> pd.DataFrame:
-    """Rows of `trained_checkpoints` for the windows, in order; updates that are due are made through `launch`."""
-    rows = []
-    for window_id in sorted(window_ids):
-        with database.connect() as connection:
-            run = run_of_window(connection, window_id)
-        rows.append(_row_of(database, settings, run, window_id, launch))
-    return pd.DataFrame(rows)
+    database: Database,
+    settings: Settings,
+    window_ids: Sequence[str],
+    launch: Launch,
+    keep: Callable[[WindowRows], None] | None = None,
+) -> WindowRows:
+    """Rows of `trained_checkpoints` for the windows, in order; updates that are due are made through `launch`.
+
+    Each window goes on from the one before, so the first that fails ends it: `keep` is given the rows until there and
+    the failure, then the error is raised.
+    """
+    rows: list[dict[str, Any]] = []
+    ordered = sorted(window_ids)
+    for window_id in ordered:
+        try:
+            with database.connect() as connection:
+                run = run_of_window(connection, window_id)
+            rows.append(_row_of(database, settings, run, window_id, launch))
+        except OF_THE_WHOLE:
+            raise
+        except Exception as error:
+            if keep is not None:
+                until = (*(row["window_id"] for row in rows), window_id)
+                keep(WindowRows(pd.DataFrame(rows), until, {window_id: WindowError.of(error)}))
+            raise
+    return WindowRows(pd.DataFrame(rows), tuple(ordered))
+
+
+def keep_rows(database: Database, rows: WindowRows) -> None:
+    """Write the rows, and why the others are not there."""
+    with database.connect() as connection:
+        replace_windows(connection, trained_checkpoints, rows.computed, rows.frame)
+        book_windows(connection, trained_checkpoints.name, rows.computed, rows.failed)
 
 
 def _row_of(
@@ -101,18 +128,20 @@ def _update(
 ) -> dict[str, Any]:
     window_id = windows[-1]
     with database.connect() as connection:
-        rows = read_frame(connection, current_rows(art_groups, windows))
+        rows, failed = _groups(connection, windows)
+        consumed = {w: None for w in windows} | dict(zip(rows["window_id"], rows["group_digest"], strict=True))
+        looked_at = {"group_digests": consumed}
         checked = check_batch(connection, run, parent, windows, rows)
         if checked.response.checkpoint is not None:
             save_alarms(connection, run, window_id, checked.rows)
             state = load_checkpoint(connection, checked.response.checkpoint)
-            return {**_row(window_id, run, state, _answer(checked)), "metrics": checked.as_metrics()}
+            return {**_row(window_id, run, state, _answer(checked)), "metrics": checked.as_metrics(), **looked_at}
         try:
-            snapshot = _snapshot_of(connection, run, parent, windows, rows)
+            snapshot = _snapshot_of(connection, run, parent, windows, rows, failed)
         except TrainingError as error:
             save_alarms(connection, run, window_id, checked.rows)
             reason = f"{_answer(checked)}. {error}" if checked.rows else str(error)
-            return {**_row(window_id, run, parent, reason), "metrics": checked.as_metrics()}
+            return {**_row(window_id, run, parent, reason), "metrics": checked.as_metrics(), **looked_at}
         save_snapshot(connection, snapshot)
         job_id = _open_job(connection, run, parent, snapshot)
     request = _request(settings, run, parent, snapshot)
@@ -130,6 +159,7 @@ def _update(
     left_out = len(windows) - len(snapshot.groups)
     return {
         **_row(window_id, run, checkpoint, f"update over {len(snapshot.groups)} of {len(windows)} windows"),
+        **looked_at,
         "updated": True,
         "parent_id": parent.checkpoint_id,
         "snapshot_id": snapshot.snapshot_id,
@@ -144,11 +174,28 @@ def _update(
     }
 
 
+def _groups(connection: psycopg.Connection, windows: list[str]) -> tuple[pd.DataFrame, int]:
+    """Groups of the batch, without those of windows where an earlier asset failed, and how many these are.
+
+    What is stored of such a window is from before the failure; the update goes on without it and says so.
+    """
+    rows = read_frame(connection, current_rows(art_groups, windows))
+    failed = waiting_for(connection, DATA, windows)
+    return rows[~rows["window_id"].isin(list(failed))].reset_index(drop=True), len(failed)
+
+
 def _snapshot_of(
-    connection: psycopg.Connection, run: TrainingRun, parent: Checkpoint, windows: list[str], rows: pd.DataFrame
+    connection: psycopg.Connection,
+    run: TrainingRun,
+    parent: Checkpoint,
+    windows: list[str],
+    rows: pd.DataFrame,
+    failed: int,
 ) -> Snapshot:
     """The update's training set; TrainingError where nothing is trainable."""
     groups, others = trainable_groups(rows)
+    if failed:
+        others = {**others, "not_computed": failed}
     missing = len(windows) - len(groups) - sum(others.values())
     if missing:
         others = {**others, "not_materialized": missing}
@@ -181,6 +228,7 @@ def _row(window_id: str, run: TrainingRun | None, state: Checkpoint | None, reas
         "groups_trained": 0,
         "groups_left_out": 0,
         "metrics": {},
+        "group_digests": None,
     }
 
 

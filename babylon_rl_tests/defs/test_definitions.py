@@ -20,9 +20,28 @@ def test_definitions_hang_together():
     dg.Definitions.validate_loadable(definitions)
     names = {key.to_user_string() for key in definitions.resolve_all_asset_keys()}
     assert names == {*ASSETS, "recorded_trajectories"}
-    (check,) = definitions.resolve_asset_graph().asset_check_keys
-    assert (check.asset_key, check.name) == (dg.AssetKey("trained_checkpoints"), "learning_is_steady")
-    assert not definitions.resolve_asset_graph().get(check).blocking
+
+
+def test_only_corruption_blocks():
+    graph = build_defs().resolve_asset_graph()
+    checks = {(key.asset_key.path[-1], key.name): graph.get(key).blocking for key in graph.asset_check_keys}
+    assert {key for key, blocking in checks.items() if blocking} == {
+        ("windows", "trajectories_accounted_for"),
+        ("scored_trajectories", "rewards_are_finite"),
+        ("art_groups", "trained_text_is_recorded"),
+        ("trained_checkpoints", "snapshot_rebuilds"),
+        ("trained_checkpoints", "weights_match"),
+    }
+    expected = {
+        ("windows", "window_is_ready"),
+        ("market_outcomes", "outcomes_are_settled"),
+        ("scored_trajectories", "rewards_have_spread"),
+        ("art_groups", "group_is_trainable"),
+        ("trained_checkpoints", "learning_is_steady"),
+        *((asset, "all_windows_computed") for asset in ASSETS),
+        *((asset, "rows_are_current") for asset in ASSETS[2:]),
+    }
+    assert {key for key, blocking in checks.items() if not blocking} == expected
 
 
 def test_every_asset_is_declared_alike_on_the_one_grid_of_hours():

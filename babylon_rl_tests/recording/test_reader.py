@@ -1,5 +1,6 @@
 """The reader: each recorded row is used, counted or rejected with a reason, in the window in which it ended."""
 
+import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.errors import RecordingError, WindowIdError
-from babylon_rl.recording.reader import list_windows, read_evaluation, read_window, whole_windows
+from babylon_rl.recording import reader
+from babylon_rl.recording.accounting import count_recorded
+from babylon_rl.recording.reader import list_windows, read_evaluation, read_window, read_windows, whole_windows
 from babylon_rl.recording.recorder import write_runs
 from babylon_rl.recording.summary import rejected_frame, window_summary
 from babylon_rl.recording.window import RecordedWindow, UsableTrajectory, provenance_of, window_revision
+from babylon_rl.windows import parse_window_id, shift_window
 from babylon_rl_tests.recording.runs import WINDOW, add_agents, add_row, make_run, make_step, steps_json
 
 LATER = datetime(2026, 1, 1, tzinfo=UTC)
@@ -71,6 +75,41 @@ def test_a_row_belongs_to_the_window_in_which_it_ended_and_to_no_other(connectio
     before = read_window(connection, "2025-01-15T09:00")
     assert before.usable == [] and [r.reason for r in before.rejected] == ["window_mismatch"]
     assert "2025-01-15T10:00" in before.rejected[0].detail
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 500])
+def test_a_range_is_read_as_its_windows_are_one_by_one(connection, monkeypatch, chunk):
+    monkeypatch.setattr(reader, "CHUNK", chunk)
+    ids = [shift_window(WINDOW, hours) for hours in range(-2, 3)]
+    names = [None, "2025-01-15T10:30", "nonsense", *ids]
+    chosen = random.Random(chunk)
+    for number in range(40):
+        end = parse_window_id(chosen.choice(ids)) + timedelta(minutes=chosen.randrange(60))
+        changes = {"windowId": chosen.choice(names), "endTime": end, "isEvaluation": chosen.random() < 0.2}
+        add_row(connection, f"t{number:02}", f"agent-{chosen.randint(1, 3)}", **changes)
+    # In any order, also of windows that are no range.
+    for wanted in (ids, ids[::-1], [ids[3], ids[0]]):
+        together = list(read_windows(connection, wanted))
+        assert together == [read_window(connection, window_id) for window_id in wanted]
+    assert count_recorded(connection, ids) == {w.window_id: w.recorded for w in read_windows(connection, ids)}
+    # Told of in the hour that it names as well, and counted once where it ended.
+    own = [r for w in read_windows(connection, ids) for r in w.rejected if r.reason != "window_mismatch"]
+    assert len(own) + sum(len(w.usable) + w.evaluation for w in read_windows(connection, ids)) == 40
+
+
+def test_a_range_takes_one_scan_of_the_recordings(connection):
+    looked = []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(connection, name)
+
+        def execute(self, query, *parameters):
+            looked.append(query)
+            return connection.execute(query, *parameters)
+
+    list(read_windows(Counting(), [shift_window(WINDOW, hours) for hours in range(20)]))
+    assert len([query for query in looked if '"endTime" >=' in query]) == 1
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ class Rounds:
 
     def update(self, number: int) -> dict:
         """Row of `trained_checkpoints` of the round's last window, written as the asset writes it."""
-        frame = update_checkpoints(self.database, self.settings, self.windows(number), self._launch)
+        frame = update_checkpoints(self.database, self.settings, self.windows(number), self._launch).frame
         with self.database.connect() as connection:
             replace_windows(connection, trained_checkpoints, self.windows(number), frame)
         return frame.iloc[-1].to_dict()

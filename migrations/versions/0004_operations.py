@@ -46,7 +46,7 @@ def _columns() -> None:
             "group_digests",
             postgresql.JSONB(none_as_null=True),
             nullable=True,
-            comment="of an update: group_digest of each window that it trained on",
+            comment="of a batch: group_digest of each window that was looked at, or null",
         ),
         schema="babylon_rl",
     )

@@ -1,0 +1,146 @@
+"""Updates that fail midway, damaged snapshots and weights, and what becomes stale along a chain of checkpoints."""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from babylon_rl.database.window_rows import open_failures
+from babylon_rl.errors import TrainingError
+from babylon_rl.staleness import stale_rows
+from babylon_rl.training.trainer import WEIGHTS_FILE, TrainerRequest, TrainerResult
+from babylon_rl.training.updates import keep_rows, update_checkpoints
+from babylon_rl.training.verification import altered_snapshots, altered_weights
+from babylon_rl_tests.training.rounds import MIXED, Rounds
+
+OTHER = MIXED[::-1]
+
+
+class Weighed(Rounds):
+    """Rounds whose trainer writes weights."""
+
+    def _launch(self, request: TrainerRequest) -> TrainerResult:
+        folder = Path(request.folder)
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS_FILE).write_bytes(request.checkpoint_id.encode())
+        digest = hashlib.sha256(request.checkpoint_id.encode()).hexdigest()
+        return msgspec.structs.replace(super()._launch(request), weights_sha256=digest)
+
+
+@pytest.fixture
+def rounds(database, tmp_path) -> Rounds:
+    return Weighed(database, tmp_path)
+
+
+def play_and_update(rounds: Rounds, *numbers: int) -> None:
+    for number in numbers:
+        rounds.play(number, MIXED, rounds.trained[-1].checkpoint_id if rounds.trained else "run@0")
+        rounds.update(number)
+
+
+def change(rounds: Rounds, query: str, *parameters) -> None:
+    with rounds.database.connect() as connection:
+        connection.execute(query, parameters)
+
+
+def found(rounds: Rounds, verify, number: int) -> list[str]:
+    with rounds.database.connect() as connection:
+        return verify(connection, rounds.windows(number))["what"].tolist()
+
+
+def stale(rounds: Rounds, asset: str = "trained_checkpoints") -> dict[str, str]:
+    with rounds.database.connect() as connection:
+        told = stale_rows(connection, [asset])
+    return dict(zip(told["window_id"], told["why"], strict=True))
+
+
+def test_windows_before_the_failing_update_are_kept_and_the_error_is_the_trainers(rounds):
+    play_and_update(rounds, 1)
+    windows = [w for number in (2, 3) for w in rounds.windows(number)]
+    rounds.play(2, MIXED, rounds.trained[-1].checkpoint_id)
+    kept = []
+
+    def launch(_request):
+        raise TrainingError("the trainer's own message")
+
+    def keep(rows):
+        kept.append(rows)
+        keep_rows(rounds.database, rows)
+
+    with pytest.raises(TrainingError, match="the trainer's own message"):
+        update_checkpoints(rounds.database, rounds.settings, windows, launch, keep)
+    assert kept[0].frame["window_id"].tolist() == windows[:1] and set(kept[0].failed) == {windows[1]}
+    with rounds.database.connect() as connection:
+        failures = open_failures(connection, ["trained_checkpoints"])
+    assert failures[["window_id", "detail"]].values.tolist() == [[windows[1], "the trainer's own message"]]
+
+
+def test_a_snapshot_that_was_changed_is_found(rounds):
+    play_and_update(rounds, 1)
+    assert found(rounds, altered_snapshots, 1) == []
+    change(rounds, "UPDATE babylon_rl.snapshots SET content = replace(content, '\"seed\":0', '\"seed\":1')")
+    assert "rebuilds to" in found(rounds, altered_snapshots, 1)[0]
+    change(rounds, "UPDATE babylon_rl.snapshots SET content = '{}'")
+    assert "is no snapshot" in found(rounds, altered_snapshots, 1)[0]
+
+
+def test_weights_that_were_changed_or_are_missing_are_found_and_deleted_ones_are_not_looked_for(rounds):
+    play_and_update(rounds, 1)
+    assert found(rounds, altered_weights, 1) == []
+    weights = Path(rounds.trained[0].folder) / WEIGHTS_FILE
+    weights.write_bytes(b"other")
+    assert "not the booked" in found(rounds, altered_weights, 1)[0]
+    weights.unlink()
+    assert WEIGHTS_FILE in found(rounds, altered_weights, 1)[0]
+    change(rounds, "UPDATE babylon_rl.checkpoints SET state = 'deleted' WHERE step > 0")
+    assert found(rounds, altered_weights, 1) == []
+
+
+def test_what_was_trained_on_a_group_that_changed_is_stale_with_all_its_descendants(rounds):
+    play_and_update(rounds, 1, 2, 3)
+    first, second, third = (request.checkpoint_id for request in rounds.trained)
+    assert stale(rounds) == {}
+    change(
+        rounds,
+        """INSERT INTO babylon_rl.checkpoint_evaluations (window_id, candidate, baseline, split, design, windows,
+           effect, low, high, candidate_pnl, baseline_pnl, decision, reason, digest)
+           SELECT '2026-02-01T00:00', c, 'run@0', 'test', 'x', 1, 0, 0, 0, 0, 0, 'keep', 'x', 'x'
+           FROM unnest(%s::text[]) c""",
+        [second, third],
+    )
+    # Other answers in the second round: the first checkpoint stands, what came after it does not.
+    rounds.play(2, OTHER, first)
+    told = stale(rounds)
+    assert set(told) == {rounds.windows(2)[1], *rounds.windows(3)}
+    assert f"the group of {rounds.windows(2)[0]} changed" in told[rounds.windows(2)[1]]
+    assert "descends from" in told[rounds.windows(3)[1]]
+    assert set(stale(rounds, "checkpoint_evaluations")) == {"2026-02-01T00:00"}
+    # Trained again, the update itself is current; what was trained from the one before it is not.
+    rounds.update(2)
+    assert set(stale(rounds)) == set(rounds.windows(3))
+    rounds.update(3)
+    assert stale(rounds) == {}
+    assert set(stale(rounds, "checkpoint_evaluations")) == {"2026-02-01T00:00"}
+
+
+def test_a_group_that_came_after_the_update_or_vanished_makes_it_stale_and_an_unknown_past_does_not(rounds):
+    play_and_update(rounds, 1)
+    window = rounds.windows(1)[0]
+    change(rounds, "UPDATE babylon_rl.art_groups SET superseded_at = now() WHERE window_id = %s", window)
+    assert set(stale(rounds)) == {rounds.windows(1)[1]}
+    change(rounds, "UPDATE babylon_rl.trained_checkpoints SET group_digests = NULL")
+    assert stale(rounds) == {}
+
+
+def test_an_update_goes_on_without_a_window_whose_group_failed_and_says_so(rounds):
+    rounds.play(1, MIXED, "run@0")
+    change(
+        rounds,
+        "INSERT INTO babylon_rl.window_failures (asset, window_id, error, detail) VALUES ('art_groups', %s, 'x', 'x')",
+        rounds.windows(1)[0],
+    )
+    row = rounds.update(1)
+    assert row["updated"] and row["groups_trained"] == 1 and row["metrics"]["left_out"]["not_computed"] == 1
+    change(rounds, "UPDATE babylon_rl.window_failures SET resolved_at = now()")
+    assert set(stale(rounds)) == {rounds.windows(1)[1]}
