@@ -3,6 +3,8 @@
 import dagster as dg
 import pytest
 
+from babylon_rl.database import tables
+from babylon_rl.database.history import replace_windows
 from babylon_rl.database.window_rows import open_failures
 from babylon_rl.definitions import build_defs
 from babylon_rl.defs.checks.results import MOST_WINDOWS
@@ -11,9 +13,15 @@ from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.staleness import staleness
 from babylon_rl.groups.trained_view import decode_group, digest_of
 from babylon_rl.groups.verification import altered_groups
+from babylon_rl.outcomes.windows import outcome_windows
+from babylon_rl.recording.accounting import unaccounted
 from babylon_rl.recording.recorder import write_runs
+from babylon_rl.recording.summary import summarize_windows
+from babylon_rl.scoring.verification import without_spread
+from babylon_rl.scoring.windows import score_windows
+from babylon_rl.windows import parse_window_id
 from babylon_rl_tests.defs.ranges import materialize, record, span
-from babylon_rl_tests.recording.runs import WINDOW, add_agents, make_run
+from babylon_rl_tests.recording.runs import WINDOW, add_agents, add_row, make_run
 
 
 def rows(database, query: str, *parameters) -> list[tuple]:
@@ -206,3 +214,22 @@ def test_what_became_stale_without_a_run_is_shown_once_and_cleared(database, ins
     assert materialize(database, instance, {"dagster/partition": ids[1]}).success and shown().passed
     assert {w for w, row in current(database, "art_groups").items() if row != before[w]} == {ids[1]}
     assert tick(cursor)[1] == 2 and shown().passed
+
+
+def test_equal_rewards_and_missing_rejected_rows_are_found_in_their_windows(database):
+    ids = record(database, 3)
+    with database.connect() as connection:
+        add_row(connection, "cut", "agent-1", windowId=ids[1], stepsJson="[", endTime=parse_window_id(ids[1]))
+    summary = summarize_windows(database, ids, 3)
+    outcomes = outcome_windows(database, ids).frame
+    with database.connect() as connection:
+        replace_windows(connection, tables.windows, ids, summary.frame)
+        replace_windows(
+            connection, tables.scored_trajectories, ids, score_windows(database, ids, outcomes, "alpha").frame
+        )
+        assert summary.frame["rejected"].tolist() == [0, 1, 0] and unaccounted(connection, ids).empty
+        connection.execute("DELETE FROM babylon_rl.rejected_trajectories")
+        assert unaccounted(connection, ids)["window_id"].tolist() == [ids[1]]
+        assert without_spread(connection, ids, 1e-9).empty
+        connection.execute("UPDATE babylon_rl.scored_trajectories SET reward = 0.25 WHERE window_id = %s", (ids[2],))
+        assert without_spread(connection, ids, 1e-9).values.tolist() == [[ids[2], 8, 0.25]]

@@ -3,15 +3,18 @@
 import hashlib
 from pathlib import Path
 
+import dagster as dg
 import msgspec
 import pytest
 
 from babylon_rl.database.window_rows import open_failures
+from babylon_rl.defs import trained_checkpoints
 from babylon_rl.errors import TrainingError
 from babylon_rl.staleness import stale_rows
 from babylon_rl.training.trainer import WEIGHTS_FILE, TrainerRequest, TrainerResult
 from babylon_rl.training.updates import keep_rows, update_checkpoints
 from babylon_rl.training.verification import altered_snapshots, altered_weights
+from babylon_rl_tests.defs.ranges import materialize, span
 from babylon_rl_tests.training.rounds import MIXED, Rounds
 
 OTHER = MIXED[::-1]
@@ -144,3 +147,20 @@ def test_an_update_goes_on_without_a_window_whose_group_failed_and_says_so(round
     assert row["updated"] and row["groups_trained"] == 1 and row["metrics"]["left_out"]["not_computed"] == 1
     change(rounds, "UPDATE babylon_rl.window_failures SET resolved_at = now()")
     assert set(stale(rounds)) == {rounds.windows(1)[1]}
+
+
+def test_a_failed_update_leaves_the_windows_before_it_materialized(rounds, instance, monkeypatch, tmp_path):
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path))
+    monkeypatch.setattr(trained_checkpoints.sys, "executable", "/bin/false")
+    rounds.play(1, MIXED, "run@0")
+    first, second = rounds.windows(1)
+    result = materialize(rounds.database, instance, span(first, second), ["trained_checkpoints"])
+    assert not result.success
+    data = next(event for event in result.all_events if event.is_step_failure).step_failure_data
+    assert "ended without a result" in data.user_failure_data.description
+    assert instance.get_materialized_partitions(dg.AssetKey("trained_checkpoints")) == {first}
+    with rounds.database.connect() as connection:
+        kept = connection.execute("SELECT window_id FROM babylon_rl.trained_checkpoints").fetchall()
+        assert kept == [(first,)] and open_failures(connection, ["trained_checkpoints"])["window_id"].tolist() == [
+            second
+        ]
