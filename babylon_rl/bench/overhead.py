@@ -18,11 +18,12 @@ from babylon_rl.database.connect import Database
 from babylon_rl.database.embedded import EmbeddedServer
 from babylon_rl.database.history import current_rows, replace_windows
 from babylon_rl.database.tables import art_groups, market_outcomes, scored_trajectories, windows
+from babylon_rl.database.window_rows import WindowRows, book_windows
 from babylon_rl.groups.windows import group_windows
 from babylon_rl.market.play import play_fixed
 from babylon_rl.market.world import make_window
 from babylon_rl.materializing import Materializer, dagster_environment, environment
-from babylon_rl.outcomes.outcomes import outcomes_of
+from babylon_rl.outcomes.windows import outcome_windows
 from babylon_rl.recording.recorder import Recorder
 from babylon_rl.recording.summary import summarize_windows
 from babylon_rl.scoring.windows import score_windows
@@ -118,18 +119,17 @@ class _Bench:
     def _domain(self, ids: Sequence[str]) -> None:
         settings, database = get_settings(), self.database
         _replace(database, windows, ids, summarize_windows(database, ids, settings.min_agents_per_window))
-        with database.connect() as connection:
-            outcomes = outcomes_of(connection, ids)
-        _replace(database, market_outcomes, ids, outcomes)
+        _replace(database, market_outcomes, ids, outcome_windows(database, ids))
         scored = score_windows(database, ids, _current(database, market_outcomes, ids), settings.scorer)
         _replace(database, scored_trajectories, ids, scored)
         inputs = (_current(database, table, ids) for table in (windows, scored_trajectories))
         _replace(database, art_groups, ids, group_windows(database, ids, *inputs))
 
 
-def _replace(database: Database, table: Any, ids: Sequence[str], frame: Any) -> None:
+def _replace(database: Database, table: Any, ids: Sequence[str], rows: WindowRows) -> None:
     with database.connect() as connection:
-        replace_windows(connection, table, ids, frame)
+        replace_windows(connection, table, ids, rows.frame)
+        book_windows(connection, table.name, rows.computed, rows.failed)
 
 
 def _current(database: Database, table: Any, ids: Sequence[str]) -> Any:

@@ -31,7 +31,7 @@ def written(
         raise dg.Failure(failure_text(rows), allow_retries=False)
     for window_id, error in rows.failed.items():
         said = f"{error.error}: {error.detail} Rows from before stand."
-        context.add_asset_metadata({"not computed": said}, partition_key=window_id)
+        context.add_asset_metadata({"status": "not computed", "reason": said}, partition_key=window_id)
     version = content_version(metadata.tables[f"{SCHEMA}.{asset}"], rows.computed, rows.frame)
     shown = describe_windows(context, rows.computed, rows.frame, describe)
     return dg.Output(rows, metadata=shown, data_version=dg.DataVersion(version))
