@@ -7,6 +7,7 @@ import dagster as dg
 
 from babylon_rl.defs.art_groups import art_groups
 from babylon_rl.defs.checkpoint_evaluations import checkpoint_evaluations
+from babylon_rl.defs.hourly_window_sweep import hourly_window_sweep
 from babylon_rl.defs.io_manager import PostgresIOManager
 from babylon_rl.defs.jobs import materialize_windows, train_and_evaluate
 from babylon_rl.defs.learning_is_steady import learning_is_steady
@@ -35,6 +36,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         asset_checks=[learning_is_steady],
         jobs=[materialize_windows, train_and_evaluate],
         sensors=[window_readiness],
+        schedules=[hourly_window_sweep],
         resources={
             "database": database,
             "postgres": PostgresIOManager(database=database),

@@ -50,13 +50,17 @@ class _Refusal(Exception):
         self.reason, self.detail = reason, detail
 
 
-def read_window(connection: psycopg.Connection, window_id: str) -> RecordedWindow:
-    """Everything recorded in a window, ordered by trajectory id. WindowIdError for a text that is no window id."""
+def read_window(connection: psycopg.Connection, window_id: str, strays: Sequence[str] | None = None) -> RecordedWindow:
+    """Everything recorded in a window, ordered by trajectory id. WindowIdError for a text that is no window id.
+
+    `strays`: ids of the trajectories that ended in it and name no window or another, from a caller who knows them;
+    otherwise the whole table is searched for them.
+    """
     start = parse_window_id(window_id)
     rejected: list[Rejected] = []
     finished: list[tuple[dict[str, Any], list[Step]]] = []
     evaluation = 0
-    for row in _rows(connection, window_id, start):
+    for row in _rows(connection, window_id, start, strays):
         if row["isEvaluation"] and window_of(row["endTime"]) == window_id:
             evaluation += 1
             continue
@@ -165,7 +169,9 @@ def whole_windows(
     return {window_id for (window_id,) in connection.execute(*compiled(statement))}
 
 
-def _rows(connection: psycopg.Connection, window_id: str, start: datetime) -> Iterator[dict[str, Any]]:
+def _rows(
+    connection: psycopg.Connection, window_id: str, start: datetime, strays: Sequence[str] | None
+) -> Iterator[dict[str, Any]]:
     """Rows that name the window, through its index, then rows that ended in it and name no window or another."""
     first = start.replace(tzinfo=None)
     named = trajectories.c.windowId == window_id
@@ -174,6 +180,8 @@ def _rows(connection: psycopg.Connection, window_id: str, start: datetime) -> It
         trajectories.c.endTime < first + WINDOW_LENGTH,
         trajectories.c.windowId.is_distinct_from(window_id),
     )
+    if strays is not None:
+        unnamed = sa.and_(trajectories.c.trajectoryId == sa.any_(sa.literal(list(strays), sa.ARRAY(sa.Text))), unnamed)
     for condition in (named, unnamed):
         statement = sa.select(*(trajectories.c[name] for name in _COLUMNS)).where(condition)
         for values in stream_rows(connection, statement):
