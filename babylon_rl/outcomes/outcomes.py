@@ -60,7 +60,8 @@ _AWAITED = """
     JOIN "Market" m ON m."endDate" <= w.window_id::timestamp + interval '1 hour' AND (
         m."endDate" > w.window_id::timestamp OR EXISTS (
             SELECT FROM "PredictionPriceHistory" h WHERE h."marketId" = m.id
-                AND h."createdAt" >= w.window_id::timestamp AND h."createdAt" < w.window_id::timestamp + interval '1 hour'
+                AND h."createdAt" >= w.window_id::timestamp
+                AND h."createdAt" < w.window_id::timestamp + interval '1 hour'
         )
     )
     WHERE NOT m.resolved OR m.resolution IS NULL

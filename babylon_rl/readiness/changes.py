@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from babylon_rl.errors import WindowIdError
-from babylon_rl.windows import parse_window_id, shift_window, window_of
+from babylon_rl.windows import format_window_id, parse_window_id, shift_window, window_of
 
 TICKS_A_ROUND = 60  # ticks come once a minute, and a full comparison once an hour
 LEAST_SLICE, MOST_SLICE = 2_000, 50_000  # rows that the full comparison looks at in a tick
@@ -132,17 +132,18 @@ AGENTS = """
 SLICE_END = """
     SELECT "windowId" FROM trajectories WHERE "windowId" > %(after)s ORDER BY "windowId" OFFSET %(rows)s LIMIT 1
 """
-_LAST_NAME = """
+LAST_NAME = """
     SELECT greatest((SELECT max("windowId") FROM trajectories), (SELECT max(named) FROM babylon_rl.recorded_buckets))
 """
-_NEXT_START = """
+NEXT_START = """
     SELECT min(first) FROM unnest(%(agents)s::text[]) agent CROSS JOIN LATERAL (
         SELECT "startTime" AS first FROM trajectories
-        WHERE "agentId" = agent AND "startTime" >= %(since)s AND "startTime" < %(until)s ORDER BY "agentId", "startTime" LIMIT 1
+        WHERE "agentId" = agent AND "startTime" >= %(since)s AND "startTime" < %(until)s
+        ORDER BY "agentId", "startTime" LIMIT 1
     ) next
 """
 # Rows with an id count as well: the index on starting times leads to them too.
-_ROWS_STARTED = """
+ROWS_STARTED = """
     SELECT count(*) FROM (
         SELECT FROM unnest(%(agents)s::text[]) agent CROSS JOIN LATERAL (
             SELECT FROM trajectories
@@ -175,9 +176,7 @@ def changed_windows(
     What is seen is remembered in the caller's transaction. A tick looks at the windows of the look-back, at rows
     without an id that started in it, and at the next slice of everything else.
     """
-    # Tables that were never analyzed would be read whole; compiling costs more than these queries do.
-    connection.execute("SET LOCAL enable_seqscan = off")
-    connection.execute("SET LOCAL jit = off")
+    through_indexes(connection)
     found = _recent(connection, now, look_back_hours)
     agents = [agent for (agent,) in connection.execute(AGENTS)]
     since = parse_window_id(shift_window(window_of(now), -look_back_hours)).replace(tzinfo=None)
@@ -185,7 +184,6 @@ def changed_windows(
     rows = _slice_rows(connection)
     named, walk = _walk_named(connection, walk, rows, now)
     unnamed, walk = _walk_unnamed(connection, walk, agents, rows, now)
-    connection.execute("SET LOCAL enable_seqscan = on")
     return sorted(_affected(found | named | unnamed)), walk
 
 
@@ -209,7 +207,7 @@ def _walk_named(
     if not walk.named:
         found |= set(connection.execute(LOOK_BACK, {"names": [""], "now": now}).fetchall())
     end = connection.execute(SLICE_END, {"after": walk.named, "rows": rows}).fetchone()
-    last = end or connection.execute(_LAST_NAME).fetchone()
+    last = end or connection.execute(LAST_NAME).fetchone()
     if last and last[0]:
         found |= set(connection.execute(WALK, {"after": walk.named, "last": last[0], "now": now}).fetchall())
     return found, replace(walk, named=end[0] if end else "")
@@ -242,7 +240,7 @@ def _walk_unnamed(
 
 
 def _next_start(connection: psycopg.Connection, agents: list[str], since: datetime) -> datetime | None:
-    found = connection.execute(_NEXT_START, {"agents": agents, "since": since, "until": _END}).fetchone()
+    found = connection.execute(NEXT_START, {"agents": agents, "since": since, "until": _END}).fetchone()
     first = found[0] if found else None
     return None if first is None else first.replace(minute=0, second=0, microsecond=0)
 
@@ -251,7 +249,7 @@ def _rows_started(
     connection: psycopg.Connection, agents: list[str], since: datetime, until: datetime, most: int
 ) -> int:
     values = {"agents": agents, "since": since, "until": until, "most": most + 1}
-    found = connection.execute(_ROWS_STARTED, values).fetchone()
+    found = connection.execute(ROWS_STARTED, values).fetchone()
     return found[0] if found else 0
 
 
@@ -264,7 +262,7 @@ def _unnamed(
     until: datetime,
     now: datetime,
 ) -> set[tuple[str, str]]:
-    """Compare rows that started from `since` to `until`; those known from `known_from` on that are not there are gone."""
+    """Compare rows that started from `since` to `until`; those known from `known_from` on and not seen are gone."""
     values = {"agents": agents, "since": since, "until": until, "from": _started(known_from), "to": _started(until)}
     return set(connection.execute(comparison, {**values, "now": now}).fetchall())
 
@@ -294,15 +292,20 @@ def _is_window(text: str) -> bool:
     return True
 
 
+def through_indexes(connection: psycopg.Connection) -> None:
+    """Have the transaction's queries planned for indexes: a table that was never analyzed would be read whole."""
+    connection.execute("SET LOCAL enable_seqscan = off")
+    connection.execute("SET LOCAL jit = off")  # compiling takes longer than these queries do
+
+
 def strays(connection: psycopg.Connection, window_ids: Sequence[str]) -> dict[str, list[str]]:
     """Trajectory ids by window of the rows that ended in it and name no window or another, as far as they were seen.
 
     The table has no index on when a row ended; the buckets know where to look.
     """
-    connection.execute("SET LOCAL enable_seqscan = off")
+    through_indexes(connection)
     values = {"window_ids": list(window_ids), "agents": [agent for (agent,) in connection.execute(AGENTS)]}
     rows = [*connection.execute(STRAYS_NAMED, values), *connection.execute(STRAYS_UNNAMED, values)]
-    connection.execute("SET LOCAL enable_seqscan = on")
     found: dict[str, list[str]] = {window_id: [] for window_id in window_ids}
     for window_id, trajectory_id in rows:
         found[window_id].append(trajectory_id)

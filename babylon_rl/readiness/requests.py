@@ -93,7 +93,7 @@ def tick(
     mark_changed(connection, [(w, _unread(w, waits, now), settled_at(w, waits)) for w in partitions], now)
     observed = _read_changed(connection, now)
     again = follow(connection, now, run_states)
-    requests = again + _request_ready(connection, now, waits, in_flight + len(again))
+    requests = again + _request_ready(connection, now, waits, run_states, in_flight + len(again))
     return Tick(walk, requests, observed, waiting_lines(connection))
 
 
@@ -224,7 +224,9 @@ def _after_failure(entry: Entry, state: str, said: str | None, now: datetime) ->
 # --- requesting ------------------------------------------------------------------------------------
 
 
-def _request_ready(connection: psycopg.Connection, now: datetime, waits: Waits, in_flight: int) -> list[Request]:
+def _request_ready(
+    connection: psycopg.Connection, now: datetime, waits: Waits, run_states: RunStates, in_flight: int
+) -> list[Request]:
     """Look again at windows that wait, and request what is ready, oldest first, as far as there is room."""
     entries = due_entries(connection, "waiting", now, MOST_REQUESTS + MOST_READ)
     if not entries:

@@ -82,7 +82,7 @@ def sweep(
 
 
 def first_recorded_window(connection: psycopg.Connection, first_window: str, last: str) -> str | None:
-    """The earliest window from `first_window` to `last` that something was recorded in, by indexes; None without any."""
+    """The earliest window from `first_window` to `last` that something was recorded in, by indexes; None without."""
     named = connection.execute(_FIRST_NAMED, {"first": first_window, "last": last}).fetchone()
     seen = connection.execute(_FIRST_SEEN, {"first": first_window}).fetchone()
     known = [row[0] for row in (named, seen) if row and row[0] and _is_window(row[0])]
