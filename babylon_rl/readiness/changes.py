@@ -17,7 +17,7 @@ from psycopg import sql
 from babylon_rl.errors import WindowIdError
 from babylon_rl.windows import format_window_id, parse_window_id, shift_window, window_of
 
-TICKS_A_ROUND = 60  # ticks come once a minute, and a full comparison once an hour
+TICKS_A_ROUND = 50  # ticks come once a minute, a full comparison once an hour, and no slice is quite full
 LEAST_SLICE, MOST_SLICE = 2_000, 50_000  # rows that the full comparison looks at in a tick
 MOST_STEPS = 20  # ranges of starting hours that a tick tries for rows without an id
 LONGEST_STEP = 24 * 366  # hours
@@ -229,13 +229,16 @@ def _walk_unnamed(
         if started > left and walk.hours > 1:
             if left < rows:
                 break
-            walk = replace(walk, hours=max(1, walk.hours // 4))
+            walk = replace(walk, hours=max(1, walk.hours // 2))
             continue
         found |= _unnamed(connection, UNNAMED_WALK, agents, since, first, until, now)
         since, left = until, left - started
-        if left <= 0:
+        if started > rows // 4:  # the next range as wide as fills a slice, if rows lie as they do here
+            walk = replace(walk, hours=min(max(1, walk.hours * rows // (started + started // 16)), LONGEST_STEP))
+        else:
+            walk = replace(walk, hours=min(walk.hours * 4, LONGEST_STEP))
+        if left < rows // 4:
             break
-        walk = replace(walk, hours=min(walk.hours * 2, LONGEST_STEP))
     return found, replace(walk, started=_started(since))
 
 

@@ -15,16 +15,17 @@ LAST = shift_window(FIRST, 7)
 NOW = parse_window_id(LAST) + timedelta(hours=7, minutes=20)
 
 
-def sweep(database, instance, minutes: int = 0) -> dg.SensorResult:
+def sweep(database, instance, minutes: int = 0):
     resource = DatabaseResource(url=database.url)
     definitions = build_defs({"database": resource})
-    context = dg.build_schedule_context(
+    # Left open, the context keeps its instance for whatever definitions are loaded next.
+    with dg.build_schedule_context(
         instance,
         scheduled_execution_time=NOW + timedelta(minutes=minutes),
         repository_def=definitions.get_repository_def(),
         resources={"database": resource},
-    )
-    return definitions.resolve_schedule_def("hourly_window_sweep").evaluate_tick(context)
+    ) as context:
+        return definitions.resolve_schedule_def("hourly_window_sweep").evaluate_tick(context)
 
 
 def execute(database, instance, request: dg.RunRequest):
@@ -54,9 +55,7 @@ def test_a_range_and_a_single_window_are_each_one_run_and_the_next_sweep_is_quie
     for name in DATA_ASSETS:
         assert instance.get_materialized_partitions(dg.AssetKey(name)) == set(window_range(FIRST, LAST))
     found = statuses(database)
-    assert found == {
-        w: "ready" if w in (FIRST, shift_window(FIRST, 6)) else "empty" for w in window_range(FIRST, LAST)
-    }
+    assert found == {w: "ready" if w in (FIRST, shift_window(FIRST, 6)) else "empty" for w in window_range(FIRST, LAST)}
     quiet = sweep(database, instance, minutes=5)
     assert not quiet.run_requests and "Every closed window" in quiet.skip_message
 

@@ -1,5 +1,9 @@
 """The readiness sensor on a real instance: what it asks Dagster for, and what Dagster's runs make of it."""
 
+import os
+import subprocess
+import sys
+
 import dagster as dg
 import pytest
 
@@ -16,10 +20,11 @@ SENSOR_TAG = {"dagster/sensor_name": "window_readiness"}
 def tick(database: Database, instance: dg.DagsterInstance, cursor: str | None = None):
     resource = DatabaseResource(url=database.url)
     definitions = build_defs({"database": resource})
-    context = dg.build_sensor_context(
+    # Left open, the context keeps its instance for whatever definitions are loaded next.
+    with dg.build_sensor_context(
         instance, cursor, repository_def=definitions.get_repository_def(), resources={"database": resource}
-    )
-    return definitions.resolve_sensor_def("window_readiness").evaluate_tick(context)
+    ) as context:
+        return definitions.resolve_sensor_def("window_readiness").evaluate_tick(context)
 
 
 def execute(database: Database, instance: dg.DagsterInstance, request: dg.RunRequest, **overrides):
@@ -101,7 +106,7 @@ def test_runs_are_counted_while_they_are_not_finished_and_one_success_is_enough(
         run = dg.DagsterRun("materialize_windows", status=status, tags={**SENSOR_TAG, "dagster/run_key": run_key})
         instance.add_run(run)
 
-    run("a", dg.DagsterRunStatus.QUEUED)
+    run("a", dg.DagsterRunStatus.STARTING)
     run("b", dg.DagsterRunStatus.FAILURE)
     run("b", dg.DagsterRunStatus.STARTED)
     run("c", dg.DagsterRunStatus.FAILURE)
@@ -117,9 +122,6 @@ def test_runs_are_counted_while_they_are_not_finished_and_one_success_is_enough(
 
 @pytest.mark.parametrize(("setting", "status"), [("on", "RUNNING"), ("off", "STOPPED")])
 def test_sensors_run_from_the_start_where_the_setting_says_so(setting, status):
-    import subprocess
-    import sys
-
     code = (
         "from babylon_rl.definitions import build_defs; d = build_defs();"
         "print(d.resolve_sensor_def('window_readiness').default_status.name,"
@@ -127,6 +129,6 @@ def test_sensors_run_from_the_start_where_the_setting_says_so(setting, status):
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True, text=True, check=True, env={**__import__("os").environ, "BABYLON_RL_SENSORS": setting},
+        capture_output=True, text=True, check=True, env={**os.environ, "BABYLON_RL_SENSORS": setting},
     )  # fmt: skip
     assert done.stdout.split() == [status, status]
