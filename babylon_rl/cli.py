@@ -391,6 +391,27 @@ def _overhead_table(found: list[Any]) -> Table:
     return table
 
 
+@bench_app.command("sensor")
+def bench_sensor(
+    windows: Annotated[int, typer.Option(min=10, help="Hours that hold trajectories.")] = 50_000,
+    rows: Annotated[int, typer.Option(min=10, help="Small trajectories in them.")] = 1_000_000,
+    without_ids: Annotated[
+        bool, typer.Option("--without-ids", help="Rows without a windowId, as another recorder writes them.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What a tick of the readiness sensor costs on a large table, in a database of its own on the embedded server.
+
+    Takes some minutes and a few gigabytes of disk, which are freed. Exit code 1: the figure is missed.
+    """
+    from babylon_rl.bench.sensor import as_json as figures_as_json
+    from babylon_rl.bench.sensor import measure_sensor, table
+
+    figures = measure_sensor(settings_for(None), windows, rows, not without_ids, lambda line: errors.print(line))
+    print(json.dumps(figures_as_json(figures)) if as_json else table(figures))
+    raise typer.Exit(0 if figures.reached else 1)
+
+
 def _end_like_ctrl_c() -> None:
     """A closed terminal or a plain kill ends as Ctrl-C does, so that no demo goes on without its bench."""
 

@@ -15,6 +15,7 @@ from babylon_rl.defs.checks.data import (
 )
 from babylon_rl.defs.checks.learning_is_steady import learning_is_steady
 from babylon_rl.defs.checks.models import checkpoint_evaluations_checks, trained_checkpoints_checks
+from babylon_rl.defs.hourly_window_sweep import hourly_window_sweep
 from babylon_rl.defs.io_manager import PostgresIOManager
 from babylon_rl.defs.jobs import materialize_windows, train_and_evaluate
 from babylon_rl.defs.market_outcomes import market_outcomes
@@ -51,6 +52,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         ],
         jobs=[materialize_windows, train_and_evaluate],
         sensors=[window_readiness, staleness],
+        schedules=[hourly_window_sweep],
         resources={
             "database": database,
             "postgres": PostgresIOManager(database=database),

@@ -202,9 +202,13 @@ recorded_buckets = sa.Table(
     "recorded_buckets",
     metadata,
     sa.Column("named", sa.Text, primary_key=True, comment="the rows' windowId as written; empty where it is null"),
-    sa.Column("window_id", sa.Text, primary_key=True, comment="the hour in which the rows ended"),
+    sa.Column("window_id", sa.Text, primary_key=True, index=True, comment="the hour in which the rows ended"),
+    sa.Column(
+        "started", sa.Text, primary_key=True, comment="the hour in which rows without a windowId started; else empty"
+    ),
     sa.Column("rows", sa.Integer, nullable=False),
     sa.Column("fingerprint", sa.Text, nullable=False, comment="changes whenever a row is written; see readiness"),
+    sa.Column("calls", sa.Text, comment="the same of the rows' recorded calls; null where they were not looked at"),
     _now("seen_at"),
     sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
 )
@@ -219,6 +223,7 @@ window_requests = sa.Table(
     sa.Column("reason", sa.Text, nullable=False, comment="one line that a person reads"),
     sa.Column("run_key", sa.Text, comment="of the latest request"),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="requests of this revision"),
+    sa.Column("look_at", Time, comment="when time may change the state; null: only what is recorded does"),
     _now("changed_at"),
     sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
     sa.CheckConstraint("state IN ('changed', 'waiting', 'requested', 'materialized', 'failed')", name="state"),

@@ -53,6 +53,26 @@ _QUESTIONS = """
     ORDER BY m.id
 """
 
+# A question that ends after the hour never settles in it, so nobody waits for that.
+_AWAITED = """
+    SELECT w.window_id, count(*)
+    FROM unnest(%(window_ids)s::text[]) w(window_id)
+    JOIN "Market" m ON m."endDate" <= w.window_id::timestamp + interval '1 hour' AND (
+        m."endDate" > w.window_id::timestamp OR EXISTS (
+            SELECT FROM "PredictionPriceHistory" h WHERE h."marketId" = m.id
+                AND h."createdAt" >= w.window_id::timestamp
+                AND h."createdAt" < w.window_id::timestamp + interval '1 hour'
+        )
+    )
+    WHERE NOT m.resolved OR m.resolution IS NULL
+    GROUP BY w.window_id
+"""
+
+
+def awaited_outcomes(connection: psycopg.Connection, window_ids: Sequence[str]) -> dict[str, int]:
+    """Questions of each window that ended by its end and are not resolved; windows without any are not named."""
+    return dict(connection.execute(_AWAITED, {"window_ids": list(window_ids)}).fetchall())
+
 
 def outcomes_of(connection: psycopg.Connection, window_ids: Sequence[str], now: datetime | None = None) -> pd.DataFrame:
     """What the market did in each window: rows of table `market_outcomes`, tickers first, none for a quiet window.

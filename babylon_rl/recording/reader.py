@@ -84,8 +84,16 @@ class RangeReader:
         return self._misnamed[window_id]
 
 
-def read_window(connection: psycopg.Connection, window_id: str) -> RecordedWindow:
-    """Everything recorded in a window, ordered by trajectory id. WindowIdError for a text that is no window id."""
+def read_window(
+    connection: psycopg.Connection, window_id: str, misnamed: Sequence[str] | None = None
+) -> RecordedWindow:
+    """Everything recorded in a window, ordered by trajectory id. WindowIdError for a text that is no window id.
+
+    `misnamed`: ids of the trajectories that ended in it and name another window or none, from a caller who knows them;
+    otherwise the whole table is searched for them.
+    """
+    if misnamed is not None:
+        return _window(connection, window_id, misnamed)
     return RangeReader(connection, [window_id]).read(window_id)
 
 

@@ -57,13 +57,26 @@ def _sensors() -> None:
         "recorded_buckets",
         sa.Column("named", sa.Text(), nullable=False, comment="the rows' windowId as written; empty where it is null"),
         sa.Column("window_id", sa.Text(), nullable=False, comment="the hour in which the rows ended"),
+        sa.Column(
+            "started",
+            sa.Text(),
+            nullable=False,
+            comment="the hour in which rows without a windowId started; else empty",
+        ),
         sa.Column("rows", sa.Integer(), nullable=False),
         sa.Column("fingerprint", sa.Text(), nullable=False, comment="changes whenever a row is written; see readiness"),
+        sa.Column(
+            "calls",
+            sa.Text(),
+            nullable=True,
+            comment="the same of the rows' recorded calls; null where they were not looked at",
+        ),
         _now("seen_at"),
         sa.CheckConstraint(WHOLE_HOUR, name=op.f("ck_recorded_buckets_whole_hour")),
-        sa.PrimaryKeyConstraint("named", "window_id", name=op.f("pk_recorded_buckets")),
+        sa.PrimaryKeyConstraint("named", "window_id", "started", name=op.f("pk_recorded_buckets")),
         schema="babylon_rl",
     )
+    op.create_index("ix_recorded_buckets_window_id", "recorded_buckets", ["window_id"], schema="babylon_rl")
     op.create_table(
         "window_requests",
         sa.Column("window_id", sa.Text(), nullable=False),
@@ -75,6 +88,12 @@ def _sensors() -> None:
         sa.Column("reason", sa.Text(), nullable=False, comment="one line that a person reads"),
         sa.Column("run_key", sa.Text(), nullable=True, comment="of the latest request"),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False, comment="requests of this revision"),
+        sa.Column(
+            "look_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when time may change the state; null: only what is recorded does",
+        ),
         _now("changed_at"),
         sa.CheckConstraint(WHOLE_HOUR, name=op.f("ck_window_requests_whole_hour")),
         sa.CheckConstraint(

@@ -1,0 +1,46 @@
+"""The hourly sweep: a schedule."""
+
+import dagster as dg
+
+from babylon_rl.defs.jobs import materialize_windows
+from babylon_rl.defs.partitions import HOURS
+from babylon_rl.defs.readiness_runs import run_states, waits
+from babylon_rl.defs.resources import DatabaseResource
+from babylon_rl.readiness.sweep import Range, sweep
+from babylon_rl.settings import get_settings
+
+
+@dg.schedule(
+    job=materialize_windows,
+    cron_schedule="20 * * * *",
+    execution_timezone="UTC",
+    default_status=(
+        dg.DefaultScheduleStatus.RUNNING if get_settings().sensors == "on" else dg.DefaultScheduleStatus.STOPPED
+    ),
+    description=(
+        "Requests closed windows that nothing has requested, in ranges: hours in which nothing or too little was "
+        "recorded, whose rows then say so."
+    ),
+)
+def hourly_window_sweep(context: dg.ScheduleEvaluationContext, database: DatabaseResource):
+    """One run a range; nothing where every hour is explained."""
+    with database.open().connect() as connection:
+        ranges = sweep(
+            connection,
+            context.scheduled_execution_time,
+            waits(),
+            HOURS.get_first_partition_key() or "",
+            run_states(context.instance),
+        )
+    if not ranges:
+        return dg.SkipReason("Every closed window is requested or materialized.")
+    return [_request(found) for found in ranges]
+
+
+def _request(found: Range) -> dg.RunRequest:
+    if found.first == found.last:
+        return dg.RunRequest(run_key=found.run_key, partition_key=found.first)
+    return dg.RunRequest(
+        run_key=found.run_key,
+        tags={"dagster/asset_partition_range_start": found.first, "dagster/asset_partition_range_end": found.last},
+    )
