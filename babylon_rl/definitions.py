@@ -8,12 +8,19 @@ import dagster as dg
 from babylon_rl.defs.art_groups import art_groups
 from babylon_rl.defs.checkpoint_evaluations import checkpoint_evaluations
 from babylon_rl.defs.io_manager import PostgresIOManager
-from babylon_rl.defs.jobs import materialize_windows, train_and_evaluate
+from babylon_rl.defs.jobs import (
+    clean_up,
+    evaluate_checkpoint,
+    materialize_windows,
+    promote_checkpoint,
+    train_checkpoint,
+)
 from babylon_rl.defs.learning_is_steady import learning_is_steady
 from babylon_rl.defs.market_outcomes import market_outcomes
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.scored_trajectories import scored_trajectories
 from babylon_rl.defs.trained_checkpoints import trained_checkpoints
+from babylon_rl.defs.training_due import training_due
 from babylon_rl.defs.window_readiness import window_readiness
 from babylon_rl.defs.windows import recorded_trajectories, windows
 
@@ -33,8 +40,8 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             checkpoint_evaluations,
         ],
         asset_checks=[learning_is_steady],
-        jobs=[materialize_windows, train_and_evaluate],
-        sensors=[window_readiness],
+        jobs=[materialize_windows, train_checkpoint, evaluate_checkpoint, promote_checkpoint, clean_up],
+        sensors=[window_readiness, training_due],
         resources={
             "database": database,
             "postgres": PostgresIOManager(database=database),
