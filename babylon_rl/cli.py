@@ -290,7 +290,7 @@ def train(
     model: ModelOption = None,
     database: DatabaseOption = None,
 ) -> None:
-    """Train on recorded windows: one update over a range, or updates without an end, through the same Dagster assets."""
+    """Train on recorded windows: one update over a range or a run without an end, by the same assets."""
     from babylon_rl.materializing import dagster_environment, environment
     from babylon_rl.playing import train_command
 

@@ -85,9 +85,7 @@ def check_batch(
         run.recipe.exploration,
         # Agents that are not of this run leave nothing to step back from.
         played_step=checkpoints[played].step if played in checkpoints else 0,
-        alarmed_before=_in_a_row(
-            run, window_id, windows[0], {alarm.window_id for alarm in earlier}, checkpoints.values()
-        ),
+        alarmed_before=_in_a_row(run, window_id, windows[0], earlier, checkpoints.values()),
         last_good=last_good(
             parent.checkpoint_id,
             {c.checkpoint_id: c.parent_id for c in checkpoints.values()},
