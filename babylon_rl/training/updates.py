@@ -26,7 +26,7 @@ from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, s
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
 from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
-from babylon_rl.training.trainer import TrainerRequest, TrainerResult
+from babylon_rl.training.trainer import TrainerRequest, TrainerResult, finished
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
 Launch = Callable[[TrainerRequest], TrainerResult]
@@ -125,7 +125,8 @@ def _update(
         job_id = _open_job(connection, run, parent, snapshot)
     request = _request(settings, run, parent, snapshot)
     try:
-        result = launch(request)
+        # A window that is materialized again starts no process for what is trained already.
+        result = finished(request) or launch(request)
     except BaseException as error:
         with database.connect() as connection:
             _close_job(connection, job_id, "failed", None, f"{type(error).__name__}: {error}")

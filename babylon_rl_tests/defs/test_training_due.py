@@ -1,16 +1,25 @@
 """The training sensor on a real instance: what it requests is run, and what it says when it requests nothing."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
+import msgspec
+import pandas as pd
 import pytest
 
+from babylon_rl.database.history import replace_windows
+from babylon_rl.database.tables import art_groups
 from babylon_rl.definitions import build_defs
 from babylon_rl.defs import trained_checkpoints as asset_module
 from babylon_rl.defs import training_due as module
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.errors import TrainingError
+from babylon_rl.groups.trained_view import digest_of, encode_group
 from babylon_rl.settings import Settings
+from babylon_rl.training.policy import Policy
+from babylon_rl.training.trainer import MANIFEST_FILE, weights_digest
+from babylon_rl_tests.training.batches import sampled_groups
 from babylon_rl_tests.training.rounds import OpenRun, window
 
 RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -131,3 +140,30 @@ def test_the_sensor_is_off_until_the_settings_say_on():
     sensor = build_defs().resolve_sensor_def("training_due")
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED and sensor.minimum_interval_seconds == 120
     assert [job.name for job in sensor.jobs] == ["train_checkpoint"] and module.MOST_KEYS > 3
+
+
+def test_the_real_trainer_trains_once_and_answers_the_second_time_from_its_folder(
+    database, instance, tiny, tmp_path, monkeypatch
+):
+    opened = OpenRun(database, tmp_path, lora_layers=1)
+    opened.play(0, 1)
+    rows = []
+    for place, group in enumerate(sampled_groups(Policy(tiny), 2)):
+        played = msgspec.structs.replace(group, window_id=window(place))
+        rows.append({
+            "window_id": window(place), "group": encode_group(played), "group_digest": digest_of(played),
+            "status": "trainable", "reason": "", "members": 8, "left_out": [], "scorer": "alpha",
+        })  # fmt: skip
+    with database.connect() as connection:
+        replace_windows(connection, art_groups, [window(0), window(1)], pd.DataFrame(rows))
+        connection.execute("UPDATE babylon_rl.training_runs SET base_model = %s", (str(tiny),))
+    monkeypatch.setattr(asset_module, "get_settings", lambda: Settings(home=tmp_path, threads=1))
+    desk = Desk(opened, instance)
+    request = desk.tick()
+    assert desk.run(request).success
+    (checkpoint,) = opened.checkpoints().values()
+    manifest = Path(checkpoint.path) / MANIFEST_FILE
+    written = manifest.stat().st_mtime_ns
+    assert desk.run(request).success
+    assert manifest.stat().st_mtime_ns == written and list(opened.checkpoints().values()) == [checkpoint]
+    assert weights_digest(manifest.parent) == checkpoint.weights_sha256
