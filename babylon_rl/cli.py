@@ -186,9 +186,10 @@ def _forget_the_applications_variables() -> None:
 def _tell(database: Any, settings: Settings, training_run: str) -> None:
     """The demo's end: table of rounds, curve, unseen news, the decision, the next command."""
     from babylon_rl.evaluation.measured import how_sure, measured_for
+    from babylon_rl.evaluation.promotion import evidence_of
     from babylon_rl.evaluation.schedule import schedule_of
     from babylon_rl.plans import plan_behind, plan_digest
-    from babylon_rl.reporting import alarm_lines, draw_curve, evaluation_rows, evidence_of, rounds, runs_alike
+    from babylon_rl.reporting import alarm_lines, draw_curve, evaluation_rows, rounds, runs_alike
     from babylon_rl.training.runs import base_checkpoint, load_run
 
     with database.connect() as connection:
@@ -269,6 +270,9 @@ def status(database: DatabaseOption = None, as_json: JsonOption = False) -> None
         console.print("Nothing is promoted. `make demo` trains and evaluates a model.")
         return
     best = served["over_best_fixed"]
+    if best is None:
+        console.print(f"Promoted: {served['checkpoint']} by {served['who']}, without an evaluation: {served['why']}")
+        return
     console.print(
         f"Promoted: {served['checkpoint']}, {served['effect']:+.2f} {served['interval']} over {served['base']} and "
         f"{best['effect']:+.2f} {best['interval']} over {best['policy']}, {served['windows']} test windows.",
@@ -279,19 +283,20 @@ def status(database: DatabaseOption = None, as_json: JsonOption = False) -> None
 @app.command()
 def train(
     first: Annotated[str, typer.Option("--from", help="First window.")],
-    last: Annotated[str, typer.Option("--to", help="Last window; the update consumes the whole range.")],
+    last: Annotated[str | None, typer.Option("--to", help="Last window; the update consumes the whole range.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with each new window, under `make ui`.")] = False,
     name: Annotated[str, typer.Option(help="Name of the model.")] = "babylon",
     seed: Annotated[int, typer.Option()] = 0,
     model: ModelOption = None,
     database: DatabaseOption = None,
 ) -> None:
-    """Train on recorded windows: one update over a range, through the same Dagster assets."""
+    """Train on recorded windows: one update over a range or a run without an end, by the same assets."""
     from babylon_rl.materializing import dagster_environment, environment
     from babylon_rl.playing import train_command
 
     settings = settings_for(database, model)
     with environment(dagster_environment(settings)), _progress() as stages:
-        message = train_command(settings, _stage(stages), first, last, name, seed)
+        message = train_command(settings, _stage(stages), first, last, follow, name, seed)
     console.print(message, soft_wrap=True)
 
 

@@ -17,12 +17,19 @@ from babylon_rl.defs.checks.learning_is_steady import learning_is_steady
 from babylon_rl.defs.checks.models import checkpoint_evaluations_checks, trained_checkpoints_checks
 from babylon_rl.defs.hourly_window_sweep import hourly_window_sweep
 from babylon_rl.defs.io_manager import PostgresIOManager
-from babylon_rl.defs.jobs import materialize_windows, train_and_evaluate
+from babylon_rl.defs.jobs import (
+    clean_up,
+    evaluate_checkpoint,
+    materialize_windows,
+    promote_checkpoint,
+    train_checkpoint,
+)
 from babylon_rl.defs.market_outcomes import market_outcomes
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.scored_trajectories import scored_trajectories
 from babylon_rl.defs.staleness import staleness
 from babylon_rl.defs.trained_checkpoints import trained_checkpoints
+from babylon_rl.defs.training_due import training_due
 from babylon_rl.defs.window_readiness import window_readiness
 from babylon_rl.defs.windows import recorded_trajectories, windows
 
@@ -50,8 +57,8 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             learning_is_steady,
             checkpoint_evaluations_checks,
         ],
-        jobs=[materialize_windows, train_and_evaluate],
-        sensors=[window_readiness, staleness],
+        jobs=[materialize_windows, train_checkpoint, evaluate_checkpoint, promote_checkpoint, clean_up],
+        sensors=[window_readiness, training_due, staleness],
         schedules=[hourly_window_sweep],
         resources={
             "database": database,

@@ -12,6 +12,7 @@ import msgspec
 from babylon_rl.database.connect import Database, open_database
 from babylon_rl.database.migrate import migrate
 from babylon_rl.errors import BabylonError, SettingsError, TrainingError
+from babylon_rl.evaluation.promotion import evidence_of
 from babylon_rl.evaluation.schedule import Schedule, candidate_of, make_schedule, schedule_of
 from babylon_rl.market.agents import make_agents
 from babylon_rl.market.endpoint import Endpoint, Sampling
@@ -24,7 +25,7 @@ from babylon_rl.materializing import Materializer, Stage
 from babylon_rl.plans import Plan, demo_name
 from babylon_rl.recording.reader import list_windows, whole_windows
 from babylon_rl.recording.recorder import Recorder
-from babylon_rl.reporting import alarm_lines, evaluation_rows, evidence_of
+from babylon_rl.reporting import alarm_lines, evaluation_rows
 from babylon_rl.serving.process import Endpoint as ServedEndpoint
 from babylon_rl.serving.process import running_endpoint
 from babylon_rl.settings import Settings
@@ -246,7 +247,7 @@ def _train(player: Player, materializer: Materializer) -> None:
 
 def _latest(database: Database, run: TrainingRun, window_id: str) -> Checkpoint:
     """The run's checkpoint before a window."""
-    from babylon_rl.training.updates import state_before
+    from babylon_rl.training.lineage import state_before
 
     with database.connect() as connection:
         return state_before(connection, run, window_id)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from babylon_rl.database.connect import Database
-from babylon_rl.errors import EmptyWindowError, ServingError
+from babylon_rl.errors import EmptyWindowError, ServingError, SettingsError
 from babylon_rl.loop import corpus, free_hour, prepare, recent_enough
 from babylon_rl.market.endpoint import Endpoint, Sampling
 from babylon_rl.market.play import PlayedWindow, play_live, play_windows
@@ -19,7 +19,15 @@ from babylon_rl.serving.process import running_endpoint
 from babylon_rl.settings import Settings
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.recipe import Recipe
-from babylon_rl.training.runs import TrainingRun, base_checkpoint, load_checkpoint, load_run, promoted, start_run
+from babylon_rl.training.runs import (
+    TrainingRun,
+    base_checkpoint,
+    load_checkpoint,
+    load_run,
+    open_runs,
+    promoted,
+    start_run,
+)
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
 
@@ -122,8 +130,56 @@ def _endpoint(settings: Settings, url: str | None, checkpoint: str) -> Iterator[
         yield Endpoint(served.base_url, next(iter(adapters), name))
 
 
-def train_command(settings: Settings, stage: Stage, first: str, last: str, name: str, seed: int) -> str:
-    """One update over a range of recorded windows; the sentence that tells what came of it."""
+def train_command(
+    settings: Settings, stage: Stage, first: str, last: str | None, follow: bool, name: str, seed: int
+) -> str:
+    """Train on a range of recorded windows, or follow what is recorded; the sentence that tells what came of it."""
+    if follow == (last is not None):
+        raise SettingsError(
+            "Say either --to WINDOW, for one update over a range, or --follow, for a run without an end."
+        )
+    parse_window_id(first)
+    return _follow(settings, first, name, seed) if last is None else _train(settings, stage, first, last, name, seed)
+
+
+def _follow(settings: Settings, first: str, name: str, seed: int) -> str:
+    """Start a run without an end, whose updates the sensor `training_due` requests."""
+    groups = settings.groups_per_update
+    run = TrainingRun(
+        training_run=name,
+        base_model=settings.base_model,
+        seed=seed,
+        recipe=Recipe(windows_per_update=groups, minibatches=min(4, groups), stale_limit=8),
+        schedule={},
+        first_window=first,
+        last_window=None,
+        state="running",
+    )
+    database = prepare(settings)
+    prepare_base_model(settings.base_model, settings.home, seed, corpus())
+    with database.connect() as connection:
+        found = load_run(connection, name)
+        if found is not None and found != run:
+            raise SettingsError(
+                f"There is a training run {name} with other settings (from {found.first_window}, {found.base_model}, "
+                f"seed {found.seed}). Name another with --name, or repeat the command that started it."
+            )
+        others = [other for other in open_runs(connection) if other.training_run != name]
+        start_run(connection, run)
+    said = [
+        f"Run {name} {'goes on' if found else 'is started'}: windows from {first} on, {settings.base_model}; an update "
+        f"whenever {groups} new trainable groups have gathered. `make ui` makes the updates: its sensor training_due "
+        "requests them."
+    ]
+    said += [
+        f"Windows from {max(first, other.first_window)} on are {name}'s and no more those of {other.training_run}."
+        for other in others
+        if not found
+    ]
+    return " ".join(said)
+
+
+def _train(settings: Settings, stage: Stage, first: str, last: str, name: str, seed: int) -> str:
     windows = list(window_range(first, last))
     if not windows:
         raise EmptyWindowError(f"There is no window from {first} to {last}: the first must not be later than the last.")

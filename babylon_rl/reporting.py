@@ -59,15 +59,15 @@ def status(database: Database) -> dict[str, Any]:
 
 
 def _promoted(row: dict[str, Any]) -> dict[str, Any]:
+    """The promotion with what it rests on; null where a person promoted without an evaluation."""
     evidence = row["evidence"]
+    unseen = evidence.get("unseen")
     return {
         "checkpoint": row["to_checkpoint"],
-        "base": evidence["base"],
-        "effect": evidence["effect"],
-        "interval": evidence["interval"],
-        "over_best_fixed": evidence["over_best_fixed"],
-        "windows": evidence["windows"],
-        "unseen": evidence["unseen"] and {key: evidence["unseen"][key] for key in ("effect", "interval")},
+        **{key: evidence.get(key) for key in ("base", "effect", "interval", "over_best_fixed", "windows")},
+        "unseen": unseen and {key: unseen[key] for key in ("effect", "interval")},
+        "who": row["who"],
+        "why": row["why"],
     }
 
 
@@ -75,40 +75,6 @@ def evaluation_rows(connection: psycopg.Connection, schedule: Schedule) -> pd.Da
     """Current rows of `checkpoint_evaluations` of the run's validation, test and unseen splits."""
     last = [schedule.validation[1], schedule.test[1], schedule.unseen[1]]
     return read_frame(connection, current_rows(checkpoint_evaluations, last))
-
-
-def evidence_of(rows: pd.DataFrame, base: str) -> dict[str, Any] | None:
-    """What a promotion rests on, from the rows of its evaluation; None before the test windows are compared."""
-    decided = rows[(rows["split"] == "test") & (rows["decision"] != "info")]
-    if decided.empty:
-        return None
-    start = decided[decided["baseline"] == base].iloc[0]
-    best = decided[decided["baseline"] != base].iloc[0]
-    unseen = rows[rows["split"] == "unseen"]
-    return {
-        "base": base,
-        "candidate": start["candidate"],
-        "decision": start["decision"],
-        "reason": start["reason"],
-        "effect": float(start["effect"]),
-        "interval": [float(start["low"]), float(start["high"])],
-        "candidate_pnl": float(start["candidate_pnl"]),
-        "base_pnl": float(start["baseline_pnl"]),
-        "over_best_fixed": {
-            "policy": best["baseline"],
-            "effect": float(best["effect"]),
-            "interval": [float(best["low"]), float(best["high"])],
-        },
-        "windows": int(start["windows"]),
-        "unseen": None
-        if unseen.empty
-        else {
-            "effect": float(unseen.iloc[0]["effect"]),
-            "interval": [float(unseen.iloc[0]["low"]), float(unseen.iloc[0]["high"])],
-            "candidate_pnl": float(unseen.iloc[0]["candidate_pnl"]),
-            "base_pnl": float(unseen.iloc[0]["baseline_pnl"]),
-        },
-    }
 
 
 def policy_pnl(rows: pd.DataFrame, base: str) -> dict[str, float]:

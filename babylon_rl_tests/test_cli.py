@@ -65,6 +65,7 @@ UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nothing"
         (["train", "--from", "yesterday", "--to", "2025-01-15T11:00"], {}, "is not a window id"),
         (["train", "--from", "2025-01-15T12:00", "--to", "2025-01-15T11:00"], {}, "no window from"),
         (["train", "--from", "2999-01-15T10:00", "--to", "2999-01-15T11:00"], {}, "not over yet"),
+        (["train", "--from", "2025-01-15T10:00"], {}, "--follow"),
         (["play", "--windows", "1", "--agents", "2"], {}, "agents"),
         (["bench", "learning", "--seeds", "20-11"], {}, "ends before it begins"),
         (["bench", "learning", "--seeds", "1", "--model", "/nowhere", "--publish"], {}, "--publish"),

@@ -9,12 +9,12 @@ import psycopg
 
 from babylon_rl.errors import RecordingError, SettingsError, TrainingError
 from babylon_rl.evaluation.paired import mean_interval
+from babylon_rl.evaluation.promotion import evidence_of
 from babylon_rl.evaluation.schedule import schedule_of
 from babylon_rl.market.policies import INFORMED_POLICY
 from babylon_rl.reporting import (
     candidate_interval,
     evaluation_rows,
-    evidence_of,
     policy_pnl,
     rounds,
     validation_curve,

@@ -338,6 +338,4 @@ promotions = sa.Table(
     sa.Column("why", sa.Text, nullable=False),
     sa.Column("evidence", Json, nullable=False),
     _now("promoted_at"),
-    # One decision a training run: a demo that is run again must not promote twice.
-    sa.UniqueConstraint("training_run", "to_checkpoint"),
 )

@@ -1,21 +1,62 @@
-"""Jobs: one per human task, named after it."""
+"""Jobs: one per human task, named after it, with what it does, when to use it and what it asks for."""
 
 import dagster as dg
 
+from babylon_rl.defs.clean_up import clean
 from babylon_rl.defs.partitions import HOURS
+from babylon_rl.defs.promotion import promote
 
 DATA_ASSETS = ("windows", "market_outcomes", "scored_trajectories", "art_groups")
 
+# Without training: its sensor would hold the trainer's slot for each late row, and training takes whole batches.
 materialize_windows = dg.define_asset_job(
     "materialize_windows",
     selection=list(DATA_ASSETS),
     partitions_def=HOURS,
-    description="From recorded runs to the group that will be trained, for a window or a range.",
+    description=(
+        "A window from its recorded runs to the group that will be trained: the four data assets. For a window after a "
+        "fix, or a range after a change of the scorer; unchanged windows write nothing. No configuration."
+    ),
 )
 
-train_and_evaluate = dg.define_asset_job(
-    "train_and_evaluate",
-    selection=["trained_checkpoints", "checkpoint_evaluations"],
+train_checkpoint = dg.define_asset_job(
+    "train_checkpoint",
+    selection=["trained_checkpoints"],
     partitions_def=HOURS,
-    description="The updates and comparisons that are due in a window or a range.",
+    description=(
+        "The updates that are due in a window or a range, in order. For one that the sensor training_due gave up, or "
+        "to train again on corrected groups, which starts a branch and leaves later checkpoints as they are. What is "
+        "trained already is not trained again. No configuration; `babylon-rl train` starts training runs."
+    ),
 )
+
+evaluate_checkpoint = dg.define_asset_job(
+    "evaluate_checkpoint",
+    selection=["checkpoint_evaluations"],
+    partitions_def=HOURS,
+    description=(
+        "The comparisons of checkpoints whose evaluation ends in a window or a range, from the games recorded for it. "
+        "After evaluation games were recorded or corrected. No configuration."
+    ),
+)
+
+
+@dg.job(
+    description=(
+        "Serves a checkpoint from now on and books who decided it and why. For a candidate whose evaluation says "
+        "promote; going back, or going against the evaluation, takes despite_evidence. Asks for checkpoint, who, why."
+    )
+)
+def promote_checkpoint() -> None:
+    promote()
+
+
+@dg.job(
+    description=(
+        "Deletes old runs with their events, old ticks, and rows that were replaced long ago. For a storage that "
+        "grows; says only what would go until dry_run is false. Kept: what runs, the latest materialization or failure "
+        "of each partition, current rows, rows that a snapshot was made from. Asks for days, all with defaults."
+    )
+)
+def clean_up() -> None:
+    clean()

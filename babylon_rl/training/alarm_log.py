@@ -4,8 +4,9 @@ Everything is read as of a window: alarms of earlier windows count and later one
 materialized again comes to the same row.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -61,14 +62,22 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_batch(
-    connection: psycopg.Connection, run: TrainingRun, parent: Checkpoint, windows: Sequence[str], groups: pd.DataFrame
+    connection: psycopg.Connection,
+    run: TrainingRun,
+    parent: Checkpoint,
+    window_id: str,
+    windows: Sequence[str],
+    groups: pd.DataFrame,
 ) -> Checked:
-    """Health, alarms and response of an update over the windows. `groups`: their rows of `art_groups`."""
+    """Health, alarms and response of the update over `windows` that ends with `window_id`.
+
+    `groups`: the windows' rows of `art_groups`.
+    """
     scored = read_frame(connection, current_rows(scored_trajectories, windows))
     health = health_of(list(scored["features"]), statuses_of(groups), _decisions(groups))
     alarms = alarms_of(health, run.recipe.alarms)
     checkpoints = {c.checkpoint_id: c for c in list_checkpoints(connection, run.training_run)}
-    earlier = alarms_before(connection, run, windows[-1])
+    earlier = alarms_before(connection, run, window_id)
     played = _player(scored, parent.checkpoint_id)
     response = respond(
         alarms,
@@ -76,14 +85,14 @@ def check_batch(
         run.recipe.exploration,
         # Agents that are not of this run leave nothing to step back from.
         played_step=checkpoints[played].step if played in checkpoints else 0,
-        alarmed_before=_in_a_row(run, windows[0], {alarm.window_id for alarm in earlier}),
+        alarmed_before=_in_a_row(run, window_id, windows[0], earlier, checkpoints.values()),
         last_good=last_good(
             parent.checkpoint_id,
             {c.checkpoint_id: c.parent_id for c in checkpoints.values()},
             {alarm.checkpoint_id for alarm in earlier},
         ),
     )
-    rows = [_alarm_row(run, windows[-1], played, alarm, response) for alarm in alarms]
+    rows = [_alarm_row(run, window_id, played, alarm, response) for alarm in alarms]
     return Checked(health=health, rows=rows, response=response)
 
 
@@ -123,11 +132,20 @@ def _player(scored: pd.DataFrame, otherwise: str) -> str:
     return min(counts, key=lambda name: (-counts[name], name)) if counts else otherwise
 
 
-def _in_a_row(run: TrainingRun, first: str, alarmed: set[str]) -> int:
-    """Updates just before the one that begins at `first` that raised alarms, without a pause."""
-    count, window_id = 0, shift_window(first, -1)
-    while window_id in alarmed:
-        count, window_id = count + 1, shift_window(window_id, -run.recipe.windows_per_update)
+def _in_a_row(
+    run: TrainingRun, window_id: str, first: str, alarms: Sequence[AlarmRow], checkpoints: Iterable[Checkpoint]
+) -> int:
+    """Updates just before the one that ends with `window_id` that raised alarms, without a pause.
+
+    `first`: its first window, before which an update of a run with an end lies.
+    """
+    alarmed = {alarm.window_id for alarm in alarms}
+    if run.last_window is None:
+        ends = alarmed | {c.last_window for c in checkpoints if c.last_window and c.last_window < window_id}
+        return sum(1 for _ in itertools.takewhile(alarmed.__contains__, sorted(ends, reverse=True)))
+    count, before = 0, shift_window(first, -1)
+    while before in alarmed:
+        count, before = count + 1, shift_window(before, -run.recipe.windows_per_update)
     return count
 
 
@@ -172,6 +190,11 @@ def response_at(connection: psycopg.Connection, run: TrainingRun, window_id: str
 
 def exploration_for(connection: psycopg.Connection, run: TrainingRun, window_id: str) -> float:
     """Exploration of the round that holds the window: raised where the update before it raised an alarm."""
+    if run.last_window is None:
+        trained = [c.last_window for c in list_checkpoints(connection, run.training_run) if c.last_window]
+        last = max((window for window in trained if window < window_id), default="")
+        since = [alarm for alarm in alarms_before(connection, run, window_id) if alarm.window_id >= last]
+        return since[-1].exploration if since else run.recipe.exploration
     hours = int((parse_window_id(window_id) - parse_window_id(run.first_window)).total_seconds() // 3600)
     before = shift_window(window_id, -(hours % run.recipe.windows_per_update) - 1)
     found = [alarm for alarm in list_alarms(connection, run.training_run) if alarm.window_id == before]

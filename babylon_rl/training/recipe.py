@@ -14,10 +14,10 @@ DECAYED_TO = 0.1
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a policy is updated. Defaults are those of the demo with SmolLM2-135M, whose plan adds its `decay_steps`.
 
-    `windows_per_update`: windows that one update consumes. `minibatches`: optimizer steps a pass over them, on equal
-    shares; `epochs`: passes, whose importance ratios correct for the steps in between. `advantages`: see
-    `groups.advantages`. `exploration`: share of uniform choice mixed into the policy while playing for training; the
-    recorded log-probability is the mixture's.
+    `windows_per_update`: windows that one update consumes; in a run without an end, the new groups at which it is due.
+    `minibatches`: optimizer steps a pass over them, on equal shares; `epochs`: passes, whose importance ratios correct
+    for the steps in between. `advantages`: see `groups.advantages`. `exploration`: share of uniform choice mixed into
+    the policy while playing for training; the recorded log-probability is the mixture's.
 
     `learning_rate` is reached over `warmup_steps` optimizer steps and falls in a straight line to a tenth over
     `decay_steps` (0: it stays). `policy_exponent`: with advantages over all actions, the power of the policy's own

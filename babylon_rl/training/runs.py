@@ -12,7 +12,10 @@ from babylon_rl.training.recipe import Recipe
 
 
 class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One model that is trained over a range of windows. `schedule`: how a demo lays out its windows."""
+    """One model that is trained over a range of windows; without a `last_window` on all that come.
+
+    `schedule`: how a demo lays out its windows.
+    """
 
     training_run: str
     base_model: str
@@ -104,6 +107,13 @@ def list_runs(connection: psycopg.Connection) -> list[TrainingRun]:
     return _runs(connection, _RUN + " ORDER BY created_at DESC, training_run DESC", ())
 
 
+def open_runs(connection: psycopg.Connection) -> list[TrainingRun]:
+    """Runs without an end that go on, the newest first."""
+    return _runs(
+        connection, _RUN + " WHERE last_window IS NULL AND state = 'running' ORDER BY created_at DESC, training_run", ()
+    )
+
+
 def run_of_window(connection: psycopg.Connection, window_id: str) -> TrainingRun | None:
     """The run whose range holds the window; the newest where several do."""
     query = _RUN + (
@@ -154,15 +164,40 @@ def list_checkpoints(connection: psycopg.Connection, training_run: str | None = 
 
 
 def promote(
-    connection: psycopg.Connection, training_run: str, checkpoint_id: str, who: str, why: str, evidence: dict[str, Any]
-) -> None:
-    """Serve the checkpoint from now on; a run's decision that is already booked is not booked again."""
+    connection: psycopg.Connection,
+    training_run: str,
+    checkpoint_id: str,
+    who: str,
+    why: str,
+    evidence: dict[str, Any],
+    again: bool = False,
+) -> bool:
+    """Serve the checkpoint from now on; whether that was booked.
+
+    A run's decision that is booked is not booked again, so that a demo that is run again promotes nothing. With `again`
+    it is, as a person asks for it who goes back to an earlier checkpoint; not where it is what is served.
+    """
+    # Two that promote at once must not both read the same checkpoint as the one that was served.
+    connection.execute("LOCK TABLE babylon_rl.promotions IN SHARE ROW EXCLUSIVE MODE")
     served = promoted(connection)
-    connection.execute(
+    before = served["to_checkpoint"] if served else None
+    if before == checkpoint_id:
+        return False
+    booked = connection.execute(
         """INSERT INTO babylon_rl.promotions (training_run, from_checkpoint, to_checkpoint, who, why, evidence)
-           VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (training_run, to_checkpoint) DO NOTHING""",
-        (training_run, served["to_checkpoint"] if served else None, checkpoint_id, who, why, Jsonb(evidence)),
+           SELECT %(run)s, %(before)s, %(to)s, %(who)s, %(why)s, %(evidence)s WHERE %(again)s OR NOT EXISTS (
+               SELECT 1 FROM babylon_rl.promotions WHERE training_run = %(run)s AND to_checkpoint = %(to)s)""",
+        {
+            "run": training_run,
+            "before": before,
+            "to": checkpoint_id,
+            "who": who,
+            "why": why,
+            "evidence": Jsonb(evidence),
+            "again": again,
+        },
     )
+    return booked.rowcount == 1
 
 
 def promoted(connection: psycopg.Connection, training_run: str | None = None) -> dict[str, Any] | None:

@@ -1,8 +1,9 @@
 """From trainable groups to checkpoints, window by window: when an update is due, and its one job in the ledger.
 
 An update is due at every `windows_per_update`-th window of a run's training range and consumes the groups since the
-last one. The job is written down before it starts; a second attempt finds it and never trains twice. A batch that
-raises an alarm may be answered by a step back instead of an update.
+last one. In a run without an end it is due once as many new groups have gathered. The job is written down before it
+starts; a second attempt finds it and never trains twice. A batch that raises an alarm may be answered by a step back
+instead of an update.
 """
 
 import hashlib
@@ -20,21 +21,13 @@ from babylon_rl.database.tables import art_groups, trained_checkpoints
 from babylon_rl.database.window_rows import OF_THE_WHOLE, WindowError, WindowRows, book_windows, waiting_for
 from babylon_rl.errors import TrainingError
 from babylon_rl.groups.build import trainable_groups
-from babylon_rl.groups.provenance import Lineage
 from babylon_rl.groups.snapshots import Snapshot, make_snapshot, save_snapshot
 from babylon_rl.settings import Settings
-from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms, standing_checkpoints
+from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
-from babylon_rl.training.runs import (
-    Checkpoint,
-    TrainingRun,
-    base_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    run_of_window,
-    save_checkpoint,
-)
-from babylon_rl.training.trainer import TrainerRequest, TrainerResult
+from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
+from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
+from babylon_rl.training.trainer import TrainerRequest, TrainerResult, finished
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
 DATA = ("windows", "market_outcomes", "scored_trajectories", "art_groups")
@@ -91,10 +84,35 @@ def _row_of(
         return _row(window_id, run, parent, "after the run's training windows: nothing is trained here")
     if stops:
         return _row(window_id, run, parent, f"alarms stopped the run at {stops[0].window_id}: nothing is trained here")
+    if run.last_window is None:
+        return _row_of_open_run(database, settings, run, parent, window_id, launch)
     if len(windows) < run.recipe.windows_per_update:
         reason = f"window {len(windows)} of {run.recipe.windows_per_update}: the update comes with the last"
         return _row(window_id, run, parent, reason)
-    return _update(database, settings, run, parent, windows, launch)
+    return _update(database, settings, run, parent, window_id, windows, launch)
+
+
+def _row_of_open_run(
+    database: Database, settings: Settings, run: TrainingRun, parent: Checkpoint, window_id: str, launch: Launch
+) -> dict[str, Any]:
+    """Row of a window of a run without an end: the update over all new groups, once there are enough."""
+    with database.connect() as connection:
+        new = new_groups(connection, run, parent, window_id)
+        updates = updates_of(connection, run)
+    said = gathered(new, run)
+    if len(new.digests) < run.recipe.windows_per_update:
+        return _row(window_id, run, parent, said)
+    if updates and window_id < updates[-1] and window_id not in updates:
+        # Late groups must not move the updates that are there: they would be trained on in two places of one line.
+        return _row(window_id, run, parent, f"{said}; those that came late wait for the update after {updates[-1]}")
+    return _update(database, settings, run, parent, window_id, list(new.digests), launch)
+
+
+def gathered(new: NewGroups, run: TrainingRun) -> str:
+    """How far the next update of a run without an end is, for a person."""
+    said = f"{len(new.digests)} of {run.recipe.windows_per_update} new groups"
+    others = f"; {new.not_admitted} more were played by another model or by checkpoints that are too old"
+    return said + (others if new.not_admitted else "")
 
 
 def windows_since(run: TrainingRun, window_id: str) -> list[str] | None:
@@ -107,37 +125,27 @@ def windows_since(run: TrainingRun, window_id: str) -> list[str] | None:
     return list(window_range(shift_window(window_id, -into), window_id))
 
 
-def state_before(connection: psycopg.Connection, run: TrainingRun, window_id: str) -> Checkpoint:
-    """The run's latest checkpoint that was trained on windows before this one only.
-
-    Where a window was trained again, the branch that came last counts. Where an alarm led back, that checkpoint counts,
-    and those trained after the alarm.
-    """
-    turns = [alarm for alarm in alarms_before(connection, run, window_id) if alarm.back_to is not None]
-    since = turns[-1].window_id if turns else ""
-    checkpoints = list_checkpoints(connection, run.training_run)
-    later = [(c.last_window, place) for place, c in enumerate(checkpoints) if since < (c.last_window or "") < window_id]
-    if later:
-        return checkpoints[max(later)[1]]
-    start = turns[-1].back_to if turns else base_checkpoint(run.training_run)
-    return next(checkpoint for checkpoint in checkpoints if checkpoint.checkpoint_id == start)
-
-
 def _update(
-    database: Database, settings: Settings, run: TrainingRun, parent: Checkpoint, windows: list[str], launch: Launch
+    database: Database,
+    settings: Settings,
+    run: TrainingRun,
+    parent: Checkpoint,
+    window_id: str,
+    windows: list[str],
+    launch: Launch,
 ) -> dict[str, Any]:
-    window_id = windows[-1]
+    """Row of the window with which an update over `windows` ends."""
     with database.connect() as connection:
         rows, failed = _groups(connection, windows)
         consumed = {w: None for w in windows} | dict(zip(rows["window_id"], rows["group_digest"], strict=True))
         looked_at = {"group_digests": consumed}
-        checked = check_batch(connection, run, parent, windows, rows)
+        checked = check_batch(connection, run, parent, window_id, windows, rows)
         if checked.response.checkpoint is not None:
             save_alarms(connection, run, window_id, checked.rows)
             state = load_checkpoint(connection, checked.response.checkpoint)
             return {**_row(window_id, run, state, _answer(checked)), "metrics": checked.as_metrics(), **looked_at}
         try:
-            snapshot = _snapshot_of(connection, run, parent, windows, rows, failed)
+            snapshot = _snapshot_of(connection, run, parent, window_id, windows, rows, failed)
         except TrainingError as error:
             save_alarms(connection, run, window_id, checked.rows)
             reason = f"{_answer(checked)}. {error}" if checked.rows else str(error)
@@ -146,7 +154,8 @@ def _update(
         job_id = _open_job(connection, run, parent, snapshot)
     request = _request(settings, run, parent, snapshot)
     try:
-        result = launch(request)
+        # A window that is materialized again starts no process for what is trained already.
+        result = finished(request) or launch(request)
     except BaseException as error:
         with database.connect() as connection:
             _close_job(connection, job_id, "failed", None, f"{type(error).__name__}: {error}")
@@ -188,6 +197,7 @@ def _snapshot_of(
     connection: psycopg.Connection,
     run: TrainingRun,
     parent: Checkpoint,
+    window_id: str,
     windows: list[str],
     rows: pd.DataFrame,
     failed: int,
@@ -200,8 +210,7 @@ def _snapshot_of(
     if missing:
         others = {**others, "not_materialized": missing}
     # What was set aside is not of this lineage, though its step may be.
-    steps = {c.checkpoint_id: c.step for c in standing_checkpoints(connection, run, windows[-1])}
-    lineage = Lineage(run.training_run, steps, parent.step)
+    lineage = lineage_at(connection, run, parent, window_id)
     return make_snapshot(groups, run.training_run, run.recipe.as_json(), run.seed, lineage=lineage, left_out=others)
 
 

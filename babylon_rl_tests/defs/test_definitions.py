@@ -109,6 +109,14 @@ def test_the_data_flow_in_the_order_of_the_design():
     }
 
 
+def test_there_is_one_described_job_for_each_human_task():
+    jobs = {job.name: job for job in build_defs().resolve_all_job_defs() if job.name != "__ASSET_JOB"}
+    assert set(jobs) == {
+        *("materialize_windows", "train_checkpoint", "evaluate_checkpoint", "promote_checkpoint", "clean_up"),
+    }
+    assert all(job.description and len(job.description) > 80 for job in jobs.values())
+
+
 def test_the_last_partition_is_a_closed_hour_and_the_sensor_is_off_until_someone_starts_it():
     assert HOURS.end_offset == 0
     sensor = build_defs().resolve_sensor_def("window_readiness")

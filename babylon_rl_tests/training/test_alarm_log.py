@@ -14,7 +14,7 @@ from babylon_rl.training.alarm_log import (
     standing_checkpoints,
     statuses_of,
 )
-from babylon_rl.training.updates import state_before
+from babylon_rl.training.lineage import state_before
 from babylon_rl_tests.training.rounds import ALL_HOLD, MIXED, ONE_SIDED, Rounds
 
 

@@ -11,6 +11,8 @@ depends_on = None
 
 WHOLE_HOUR = r"window_id ~ '^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3])\:00$'"
 
+PROMOTED_ONCE = "uq_promotions_training_run_to_checkpoint"
+
 
 def _now(name: str) -> sa.Column:
     return sa.Column(name, sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False)
@@ -20,6 +22,8 @@ def upgrade() -> None:
     _columns()
     _sensors()
     _failures()
+    # Going back to a checkpoint is one more row. That a demo does not promote twice is `training.runs.promote`'s part.
+    op.drop_constraint(PROMOTED_ONCE, "promotions", schema="babylon_rl", type_="unique")
 
 
 def _columns() -> None:
@@ -142,6 +146,12 @@ def _failures() -> None:
 
 
 def downgrade() -> None:
+    op.execute(
+        """DELETE FROM babylon_rl.promotions earlier USING babylon_rl.promotions later
+           WHERE earlier.training_run = later.training_run AND earlier.to_checkpoint = later.to_checkpoint
+             AND earlier.promotion_id < later.promotion_id"""
+    )
+    op.create_unique_constraint(PROMOTED_ONCE, "promotions", ["training_run", "to_checkpoint"], schema="babylon_rl")
     for table in ("window_failures", "window_requests", "recorded_buckets"):
         op.drop_table(table, schema="babylon_rl")
     op.drop_column("trained_checkpoints", "group_digests", schema="babylon_rl")

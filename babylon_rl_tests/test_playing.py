@@ -1,0 +1,53 @@
+"""Starting a run without an end: once, under its name, and with an answer to each mistake."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from babylon_rl.errors import SettingsError, WindowIdError
+from babylon_rl.playing import train_command
+from babylon_rl.settings import Settings
+from babylon_rl.training.runs import load_run, open_runs
+
+FIRST = "2025-01-15T10:00"
+
+
+@pytest.fixture
+def follow(database, tmp_path: Path):
+    """Function that follows from a window, on a model that is never loaded."""
+    (tmp_path / "config.json").write_text("{}")
+    settings = Settings().model_copy(
+        update={"database_url": SecretStr(database.url), "base_model": str(tmp_path), "groups_per_update": 4}
+    )
+
+    def command(first: str = FIRST, last: str | None = None, follow: bool = True, name: str = "babylon") -> str:
+        return train_command(settings, lambda *_: lambda: None, first, last, follow, name, 0)
+
+    return command
+
+
+def test_a_run_is_started_once_and_goes_on_under_its_name(database, follow):
+    assert "babylon is started" in follow() and "babylon goes on" in follow()
+    with database.connect() as connection:
+        (run,) = open_runs(connection)
+    assert (run.recipe.windows_per_update, run.last_window, run.schedule) == (4, None, {})
+
+
+def test_a_name_that_is_taken_is_refused_and_a_newer_run_says_whose_windows_it_takes(database, follow):
+    follow()
+    with pytest.raises(SettingsError, match="other settings"):
+        follow("2025-01-15T11:00")
+    said = follow("2025-01-15T09:00", name="next")
+    assert f"Windows from {FIRST} on are next's and no more those of babylon" in said
+    with database.connect() as connection:
+        assert load_run(connection, "babylon").first_window == FIRST
+        assert [run.training_run for run in open_runs(connection)] == ["next", "babylon"]
+
+
+@pytest.mark.parametrize(("last", "goes_on"), [(None, False), (FIRST, True)])
+def test_it_is_either_a_range_or_without_an_end(follow, last, goes_on):
+    with pytest.raises(SettingsError, match="either --to"):
+        follow(last=last, follow=goes_on)
+    with pytest.raises(WindowIdError, match="off the hour"):
+        follow("2025-01-15T10:30")
