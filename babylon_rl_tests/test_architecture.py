@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "babylon_rl"
 ROOMS = (
     *("errors", "settings", "windows", "pricing", "database", "recording", "outcomes", "scoring", "groups"),
     *("training", "serving", "market", "evaluation", "plans", "reporting", "defs", "definitions", "materializing"),
-    *("loop", "playing", "bench", "cli"),
+    *("loop", "playing", "bench", "desk", "cli"),
 )
 SHELL = ROOMS[ROOMS.index("defs") :]
 HEAVY = {"art", "torch", "transformers", "litellm", "wandb", "matplotlib", "peft"}
