@@ -60,10 +60,8 @@ def desk_environment(settings: Settings, sensors: bool = True, home: Path | None
     values["PYTHONUNBUFFERED"] = "1"
     if settings.database_url is not None:
         values["BABYLON_RL_DATABASE_URL"] = settings.database_url.get_secret_value()
-    if not sensors:
-        values["BABYLON_RL_SENSORS"] = "off"
-    elif "sensors" not in settings.model_fields_set:
-        values["BABYLON_RL_SENSORS"] = "on"
+    wanted = settings.sensors if "sensors" in settings.model_fields_set else "on"
+    values["BABYLON_RL_SENSORS"] = wanted if sensors else "off"
     return values
 
 

@@ -88,7 +88,7 @@ class Desk:
         """Runs with these tags (`__` for `/`), the newest first."""
         return self.ask(
             """query ($filter: RunsFilter) { runsOrError(filter: $filter) {
-                 ... on Runs { results { runId status parentRunId tags { key value } } } ... on Error { message } } }""",
+                 ... on Runs { results { runId status tags { key value } } } ... on Error { message } } }""",
             filter={"tags": [{"key": key.replace("__", "/"), "value": value} for key, value in tags.items()]},
         )["results"]
 
@@ -121,9 +121,9 @@ class Desk:
     def pool(self, name: str) -> dict[str, Any]:
         """Slots and waiting steps of a pool."""
         return self.ask(
-            """query { instance { concurrencyLimit(concurrencyKey: "%s") {
-                 slotCount activeSlotCount claimedSlots { runId } pendingStepCount } } }"""
-            % name
+            """query ($pool: String!) { instance { concurrencyLimit(concurrencyKey: $pool) {
+                 slotCount activeSlotCount claimedSlots { runId } pendingStepCount } } }""",
+            pool=name,
         )["concurrencyLimit"]
 
     def start_sensor(self, name: str) -> str:
@@ -133,6 +133,16 @@ class Desk:
                  ... on Sensor { sensorState { id status } } ... on Error { message } } }""",
             selector=LOCATION | {"sensorName": name},
         )["sensorState"]["id"]
+
+    def failed_ticks(self, sensor: str) -> list[str]:
+        """What the sensor's latest failed ticks say."""
+        state = self.ask(
+            """query ($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) { ... on Sensor {
+                 sensorState { ticks(limit: 5, statuses: [FAILURE]) { error { message causes { message } } } } }
+               ... on Error { message } } }""",
+            selector=LOCATION | {"sensorName": sensor},
+        )["sensorState"]
+        return [str(tick["error"]) for tick in state["ticks"]]
 
     def stop_sensor(self, state: str) -> None:
         self.ask(
