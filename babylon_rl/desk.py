@@ -88,7 +88,7 @@ def open_desk(
             _note(lock, url, services)
             _await_ready(url, services)
             say(f"Dagster: {url} (webserver and daemon; sensors {environment.get('BABYLON_RL_SENSORS', 'off')})")
-            say(f"Logs: {folder}/*.log. Ctrl-C ends both, and runs in progress with them.")
+            say(f"Logs: {folder}/*.log. Ctrl-C ends both, and the runs in progress.")
             while True:
                 _raise_if_ended(services)
                 time.sleep(0.5)
@@ -96,7 +96,8 @@ def open_desk(
             say("Dagster ends …")
         finally:
             interrupted = end(services)
-    say("Dagster is down." + (f" Runs that were interrupted: {interrupted}, shown as failed." if interrupted else ""))
+    tried_again = f" Interrupted runs: {interrupted}; they are tried again when it is open next." if interrupted else ""
+    say(f"Dagster is down.{tried_again}")
 
 
 def free_port(wanted: int | None) -> int:
@@ -248,7 +249,9 @@ def _ended_by_signals() -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # Under nohup the terminal's end is ignored, and stays so.
+    wanted = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in wanted}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Pages of the UI as a person opens them in Debian's chromium, ready to be read, and pictures of them for the README."""
+"""Pages of the UI as a person opens them in Debian's chromium, ready to be read, and pictures of them."""
 
 import io
 import shutil
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
 
 from babylon_rl.settings import REPOSITORY
 
 PATIENCE_MS = 60_000
 MOST_BYTES = 200_000  # of a picture in the repository
 SMALL = {"width": 1200, "height": 720}
-WIDE = {"width": 2000, "height": 720}
+WIDE = {"width": 2300, "height": 820}
 
 
 def chromium() -> str | None:
@@ -46,7 +46,6 @@ def open_graph(page: Page, url: str) -> None:
     # In a narrow window the boxes have no room for the names.
     page.set_viewport_size(WIDE)
     page.goto(f"{url}/asset-groups?expanded={groups}")
-    page.get_by_text("Hide navigation").click()
     page.get_by_text("checkpoint_evaluations", exact=True).locator("visible=true").first.wait_for()
 
 
@@ -67,19 +66,23 @@ def drawn_plots(page: Page) -> list[Locator]:
     """Plots of the metadata that are really drawn; where they are behind links, the first that a link opens."""
 
     def drawn() -> list[Locator]:
-        images = page.locator('img[src^="data:image/"]').locator("visible=true").all()
-        return [image for image in images if image.evaluate("image => image.decode().then(() => image.naturalWidth)")]
+        images = page.locator('img[src^="data:image/"]').locator("visible=true")
+        try:
+            # It comes a moment after what is around it, or not at all.
+            images.first.wait_for(timeout=3000)
+        except TimeoutError:
+            return []
+        return [i for i in images.all() if i.evaluate("image => image.decode().then(() => image.naturalWidth)")]
 
-    links = page.get_by_text("[Show Markdown]")
-    for index in range(-1, links.count()):
-        if index >= 0:
-            links.nth(index).click()
-            page.get_by_role("button", name="Close").wait_for()
+    if found := drawn():
+        return found
+    for link in page.get_by_text("[Show Markdown]").all():
+        link.click()
+        page.get_by_role("button", name="Close").wait_for()
         if found := drawn():
             return found
-        if index >= 0:
-            page.keyboard.press("Escape")
-            page.get_by_role("button", name="Close").wait_for(state="hidden")
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Close").wait_for(state="hidden")
     return []
 
 

@@ -17,6 +17,7 @@ import yaml
 from babylon_rl.defs.jobs import DATA_ASSETS
 from babylon_rl.desk import desk_environment, open_desk
 from babylon_rl.settings import REPOSITORY, get_settings
+from babylon_rl_tests.conftest import of_the_user
 
 PATIENCE_SECONDS = 150.0  # a run takes 10 s from its launch on a quiet machine
 LOCATION = {"repositoryLocationName": "babylon_rl", "repositoryName": "__repository__"}
@@ -157,7 +158,7 @@ def started_desk(folder: Path, environment: dict[str, str]) -> Iterator[Desk]:
     """A desk in a process of its own, ended as a user ends it; AssertionError where that leaves a process behind."""
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "babylon_rl_tests.desk.started", str(folder)],
-        env={**os.environ, **environment},
+        env={name: value for name, value in os.environ.items() if not of_the_user(name)} | environment,
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
