@@ -10,7 +10,7 @@ RUN = $(VENV)/bin
 # A user's own settings must not reach the demo or the tests.
 CLEAN = env -u DATABASE_URL -u BABYLON_RL_DATABASE_URL -u WANDB_API_KEY -u OPENAI_API_KEY
 
-.PHONY: help install demo bench ui test lint constraints down
+.PHONY: help install demo bench ui test browser screenshots lint constraints down
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,11 +32,18 @@ demo: install ## the main job: play, train, evaluate, promote (MODEL=tiny is qui
 bench: install ## the demo's recipe over seeds, a table and a plot (SEEDS=11-20, MODEL=tiny); goes on after Ctrl-C
 	$(CLEAN) $(RUN)/babylon-rl bench learning --model $(MODEL) --seeds $(SEEDS) $(ARGS)
 
-ui: install ## open Dagster on what the demo produced
-	$(RUN)/babylon-rl ui
+ui: install ## open Dagster, sensors on, on what is in the database; Ctrl-C ends it (ARGS='--port 3001 --no-sensors')
+	$(RUN)/babylon-rl ui $(ARGS)
 
-test: install ## the whole test suite
+# A machine of CI is set up for the suite alone; on anybody else's nothing is installed system-wide unasked.
+test: install $(if $(filter true,$(CI)),browser) ## the whole test suite; without chromium the browser test is skipped
 	$(CLEAN) $(RUN)/python -m pytest $(ARGS)
+
+browser: ## Debian's chromium for the browser test; needs root
+	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
+
+screenshots: install browser ## pictures of the open UI for the README (URL=http://127.0.0.1:3000 WINDOW=2025-01-15T10:00)
+	$(RUN)/python -m babylon_rl_tests.desk.pages $(URL) $(WINDOW)
 
 lint: install ## check style and imports
 	$(RUN)/ruff check babylon_rl babylon_rl_tests migrations

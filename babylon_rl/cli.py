@@ -301,21 +301,19 @@ def train(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option()] = 3000, database: DatabaseOption = None) -> None:
+def ui(
+    port: Annotated[int | None, typer.Option(help="\\[default: the first free one from 3000]")] = None,
+    sensors: Annotated[bool, typer.Option(help="Whether sensors and schedules run from the start.")] = True,
+    database: DatabaseOption = None,
+) -> None:
     """Open Dagster on the database: webserver and daemon on loopback, until Ctrl-C."""
+    from babylon_rl.desk import desk_environment, open_desk
     from babylon_rl.loop import prepare
-    from babylon_rl.materializing import dagster_environment
-    from babylon_rl.settings import REPOSITORY
 
     settings = settings_for(database)
     prepare(settings)
-    values = dict(os.environ) | dagster_environment(settings)
-    if database:
-        values["BABYLON_RL_DATABASE_URL"] = database
-    console.print(f"Dagster: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    dagster = str(Path(sys.executable).with_name("dagster"))
-    os.chdir(REPOSITORY)
-    os.execve(dagster, [dagster, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)], values)
+    environment = desk_environment(settings, sensors)
+    open_desk(environment, settings.home / "desk", port, lambda line: console.print(line, soft_wrap=True, markup=False))
 
 
 # --- bench -----------------------------------------------------------------------------------------

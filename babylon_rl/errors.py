@@ -38,3 +38,7 @@ class TrainingError(BabylonError):
 
 class ServingError(BabylonError):
     """The endpoint of a checkpoint cannot be started or does not answer."""
+
+
+class DeskError(BabylonError):
+    """Dagster's webserver or daemon cannot be started, or has ended."""

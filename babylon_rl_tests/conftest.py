@@ -20,7 +20,7 @@ TEMPLATE = "migrated"
 _names = itertools.count(1)
 
 
-def _of_the_user(name: str) -> bool:
+def of_the_user(name: str) -> bool:
     """Whether the environment variable is one that a user may have set and that would change a test."""
     ours = {
         str(alias)
@@ -39,7 +39,7 @@ def _of_the_user(name: str) -> bool:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No key, database or setting of the person who runs the tests reaches them."""
     for name in list(os.environ):
-        if _of_the_user(name):
+        if of_the_user(name):
             monkeypatch.delenv(name)
     get_settings.cache_clear()
     yield
