@@ -178,7 +178,8 @@ def started_desk(folder: Path, environment: dict[str, str]) -> Iterator[Desk]:
         process.send_signal(signal.SIGTERM)
         rest = process.communicate(timeout=60)[0]
         assert process.returncode == 0 and "Dagster is down." in rest, rest
-        assert not [child for child in below if child.is_running()], "the desk left processes behind"
+        left = [child for child in below if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert not left, f"the desk left processes behind: {left}"
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
