@@ -22,10 +22,6 @@ ASSETS = (
     "checkpoint_evaluations",
 )
 
-STATEMENT_MILLISECONDS = 600_000
-RECYCLE_SECONDS = 3_600
-MOST_CONNECTIONS = 5
-
 # Starts a stage of so many steps; the result is called for each step that is done.
 Stage = Callable[[str, int], Callable[[], None]]
 
@@ -69,11 +65,6 @@ class Materializer:
 
         self.stage, self.database = stage, database
         self.instance = dg.DagsterInstance.get()
-        # Dagster connects to its storage anew for each event, which costs as much as the assets do; this is how its
-        # webserver keeps connections open.
-        self.instance.optimize_for_webserver(
-            statement_timeout=STATEMENT_MILLISECONDS, pool_recycle=RECYCLE_SECONDS, max_overflow=MOST_CONNECTIONS
-        )
         definitions = build_defs()
         self.job = definitions.resolve_job_def(job) if job else definitions.resolve_implicit_global_asset_job_def()
 

@@ -13,9 +13,13 @@ from dagster_postgres import DagsterPostgresStorage
 
 from babylon_rl.database.urls import with_driver
 
+STATEMENT_MILLISECONDS = 600_000
+RECYCLE_SECONDS = 3_600
+MOST_CONNECTIONS = 10  # beside the one that each part of the storage keeps open
+
 
 class PostgresStorage(DagsterPostgresStorage):
-    """Dagster's PostgreSQL storage, whatever driver the URL names.
+    """Dagster's PostgreSQL storage, whatever driver the URL names, with connections that stay open.
 
     A bare `postgresql://` means psycopg 3 to SQLAlchemy 2.1; with it every run fails at its first event.
     """
@@ -26,7 +30,14 @@ class PostgresStorage(DagsterPostgresStorage):
     ) -> DagsterPostgresStorage:
         """The storage over psycopg2; DatabaseError where the URL cannot be read."""
         url = with_driver(config_value["postgres_url"], "psycopg2")
-        return super().from_config_value(inst_data, {**config_value, "postgres_url": url})
+        storage = super().from_config_value(inst_data, {**config_value, "postgres_url": url})
+        # As Dagster's webserver does for itself. Elsewhere it connects anew for each event, which over a range of 100
+        # windows took as long as the assets.
+        for part in (storage.event_log_storage, storage.run_storage, storage.schedule_storage):
+            part.optimize_for_webserver(
+                statement_timeout=STATEMENT_MILLISECONDS, pool_recycle=RECYCLE_SECONDS, max_overflow=MOST_CONNECTIONS
+            )
+        return storage
 
 
 class LocalRunLauncher(DefaultRunLauncher):

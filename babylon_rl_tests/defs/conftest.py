@@ -17,6 +17,4 @@ def instance(new_database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     shutil.copy(REPOSITORY / "dagster_home" / "dagster.yaml", tmp_path)
     monkeypatch.setenv("DAGSTER_PG_URL", with_driver(new_database().url, "psycopg2"))
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        # As materializing.py does: Dagster connects anew for each event otherwise.
-        instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3_600, max_overflow=5)
         yield instance

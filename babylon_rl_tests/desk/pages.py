@@ -100,10 +100,9 @@ def main(url: str, window_id: str, folder: Path = REPOSITORY / "docs" / "img") -
     with browser() as opened, page_of(opened) as page:
         open_graph(page, url)
         picture(page, folder / "dagster-graph.png")
-        open_partition(page, url, "windows", window_id)
+        open_partition(page, url, "scored_trajectories", window_id)
+        assert drawn_plots(page)
         picture(page, folder / "dagster-window.png")
-        if drawn_plots(page):
-            picture(page, folder / "dagster-plot.png")
         open_checks(page, url, "trained_checkpoints", "learning_is_steady")
         picture(page, folder / "dagster-check.png")
 

@@ -55,7 +55,7 @@ def test_a_windows_page_says_that_it_is_materialized_and_what_is_in_it(page: Pag
 
 
 def test_a_plot_of_the_metadata_is_really_drawn(page: Page, desk: Desk, week, backfilled):
-    open_partition(page, desk.url, "windows", week[2])
+    open_partition(page, desk.url, "scored_trajectories", week[2])
     plots = drawn_plots(page)
     assert plots
     box = plots[0].bounding_box()
