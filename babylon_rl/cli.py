@@ -386,11 +386,11 @@ def bench_overhead(
 
 def _overhead_table(found: list[Any]) -> Table:
     table = Table(title="Seconds, medians over pairs of equal windows", box=SIMPLE, padding=0)
-    for name in ("windows", "domain functions", "Dagster run", "added by Dagster", "limit"):
+    for name in ("windows", "checks", "domain functions", "Dagster run", "added by Dagster", "limit"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in (pair.as_json() for pair in found):
-        cells = (f"{each[name]:.2f}" for name in ("own", "run", "added", "limit"))
-        table.add_row(str(each["windows"]), *cells)
+        cells = ("" if each[name] is None else f"{each[name]:.2f}" for name in ("own", "run", "added", "limit"))
+        table.add_row(str(each["windows"]), "with" if each["checks"] else "without", *cells)
     return table
 
 

@@ -7,12 +7,7 @@ import dagster as dg
 
 from babylon_rl.defs.art_groups import art_groups
 from babylon_rl.defs.checkpoint_evaluations import checkpoint_evaluations
-from babylon_rl.defs.checks.data import (
-    art_groups_checks,
-    market_outcomes_checks,
-    scored_trajectories_checks,
-    windows_checks,
-)
+from babylon_rl.defs.checks.data import data_checks
 from babylon_rl.defs.checks.learning_is_steady import learning_is_steady
 from babylon_rl.defs.checks.models import checkpoint_evaluations_checks, trained_checkpoints_checks
 from babylon_rl.defs.hourly_window_sweep import hourly_window_sweep
@@ -49,10 +44,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             checkpoint_evaluations,
         ],
         asset_checks=[
-            windows_checks,
-            market_outcomes_checks,
-            scored_trajectories_checks,
-            art_groups_checks,
+            *data_checks,
             trained_checkpoints_checks,
             learning_is_steady,
             checkpoint_evaluations_checks,

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from babylon_rl.database.connect import Database
@@ -56,17 +56,27 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 class Materializer:
-    """Materializes assets over a range of windows in one Dagster run of this process: all of them, or a job's."""
+    """Materializes assets over a range of windows in one Dagster run of this process: all of them, or those named."""
 
-    def __init__(self, database: Database, stage: Stage, job: str | None = None) -> None:
+    def __init__(
+        self, database: Database, stage: Stage, assets: Sequence[str] | None = None, checks: bool = True
+    ) -> None:
         import dagster as dg
 
         from babylon_rl.definitions import build_defs
+        from babylon_rl.defs.instance import end_dead_runs
 
         self.stage, self.database = stage, database
         self.instance = dg.DagsterInstance.get()
-        definitions = build_defs()
-        self.job = definitions.resolve_job_def(job) if job else definitions.resolve_implicit_global_asset_job_def()
+        end_dead_runs(self.instance)
+        job = build_defs().resolve_implicit_global_asset_job_def()
+        if assets is not None:
+            keys = frozenset(map(dg.AssetKey, assets))
+            looked_for = [key for key in job.asset_layer.asset_graph.asset_check_keys if key.asset_key in keys]
+            job = job.get_subset(
+                asset_selection=keys, asset_check_selection=frozenset(looked_for) if checks else frozenset()
+            )
+        self.job = job
 
     def materialize(self, first: str, last: str, title: str, again: bool = False) -> None:
         """Materialize the windows from first to last, unless all are (or `again`).
@@ -74,6 +84,8 @@ class Materializer:
         TrainingError if it fails, KeyboardInterrupt if it is interrupted.
         """
         import dagster as dg
+
+        from babylon_rl.defs.instance import in_this_process
 
         if not again and self._complete(first, last):
             return
@@ -89,7 +101,7 @@ class Materializer:
             warnings.simplefilter("ignore", dg.PreviewWarning)
             result = self.job.execute_in_process(
                 instance=self.instance,
-                tags=where,
+                tags={**where, **in_this_process()},
                 raise_on_error=False,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )

@@ -1,7 +1,8 @@
 """`babylon-rl bench overhead`: what Dagster adds to the domain functions, in pairs of equal windows.
 
-Each pair materializes fresh windows twice: by the domain functions and their writes alone, and as the run of the four
-data assets that a user gets, with checks and metadata. The order alternates, so that a busy moment hits both.
+Each pair materializes fresh windows twice: by the domain functions alone, with their writes and what the checks look
+for, and as the run of the four data assets that a user gets, with its events and metadata. The order alternates, so
+that a busy moment hits both.
 """
 
 import statistics
@@ -19,6 +20,8 @@ from babylon_rl.database.embedded import EmbeddedServer
 from babylon_rl.database.history import current_rows, replace_windows
 from babylon_rl.database.tables import art_groups, market_outcomes, scored_trajectories, windows
 from babylon_rl.database.window_rows import WindowRows, book_windows
+from babylon_rl.defs.checks.data import DATA_CHECKS
+from babylon_rl.defs.jobs import DATA_ASSETS
 from babylon_rl.groups.windows import group_windows
 from babylon_rl.market.play import play_fixed
 from babylon_rl.market.world import make_window
@@ -39,9 +42,10 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of each pair for runs of so many windows: the domain functions' own, and the whole run's."""
 
     windows: int
+    checks: bool
     own: list[float]
     run: list[float]
-    limit: float
+    limit: float | None  # None: shown beside the others
 
     @property
     def added(self) -> float:
@@ -51,12 +55,13 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def reached(self) -> bool:
         """Whether the median is within the limit."""
-        return self.added <= self.limit
+        return self.limit is None or self.added <= self.limit
 
     def as_json(self) -> dict[str, Any]:
         """As `--json` prints it; seconds."""
         return {
             "windows": self.windows,
+            "checks": self.checks,
             "pairs": len(self.run),
             "own": statistics.median(self.own),
             "run": statistics.median(self.run),
@@ -67,18 +72,18 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_overhead(settings: Settings, windows_a_range: int, pairs: int, say: Callable[[str], None]) -> list[Pairs]:
-    """Pairs for a range of windows and for a single one, on a server of the bench's own."""
+    """Pairs for a range of windows and for a single one, of the four data assets alone and with their checks."""
+    found = []
     with scratch_server() as (server, database), _dagster(settings, server, database):
-        materializer = Materializer(database, _silent, "materialize_windows")
-        bench = _Bench(database, materializer, Path(server.home) / "spool.jsonl")
-        bench.pair(2)  # imports, first connections, first plot
-        found = []
-        for count, limit in ((windows_a_range, MOST_RANGE), (1, MOST_SINGLE)):
-            timed = []
-            for number in range(pairs):
-                timed.append(bench.pair(count, run_first=number % 2 == 1))
-                say(f"{count} windows, pair {number + 1} of {pairs}: {timed[-1][0]:.2f} s, run {timed[-1][1]:.2f} s")
-            found.append(Pairs(windows=count, own=[t[0] for t in timed], run=[t[1] for t in timed], limit=limit))
+        bench = _Bench(database, Path(server.home) / "spool.jsonl")
+        for checks in (False, True):
+            bench.with_checks(checks)
+            bench.pair(2)  # imports and first connections
+            for count, limit in ((windows_a_range, MOST_RANGE), (1, MOST_SINGLE)):
+                timed = [bench.pair(count, run_first=number % 2 == 1) for number in range(pairs)]
+                own, run = ([pair[place] for pair in timed] for place in (0, 1))
+                found.append(Pairs(windows=count, checks=checks, own=own, run=run, limit=None if checks else limit))
+                say(f"{count} windows, checks {checks}: {found[-1].added:.2f} s added")
     return found
 
 
@@ -91,9 +96,14 @@ def _dagster(settings: Settings, server: EmbeddedServer, database: Database) -> 
 class _Bench:
     """Records and materializes windows that follow each other, none of them twice."""
 
-    def __init__(self, database: Database, materializer: Materializer, spool: Path) -> None:
-        self.database, self.materializer, self.spool = database, materializer, spool
+    def __init__(self, database: Database, spool: Path) -> None:
+        self.database, self.spool = database, spool
         self.first = FIRST
+
+    def with_checks(self, checks: bool) -> None:
+        """Whether the following pairs look for what the checks look for."""
+        self.checks = checks
+        self.materializer = Materializer(self.database, _silent, DATA_ASSETS, checks)
 
     def pair(self, count: int, run_first: bool = False) -> tuple[float, float]:
         """Seconds of the domain functions alone and of a run, on equal windows."""
@@ -118,18 +128,22 @@ class _Bench:
 
     def _domain(self, ids: Sequence[str]) -> None:
         settings, database = get_settings(), self.database
-        _replace(database, windows, ids, summarize_windows(database, ids, settings.min_agents_per_window))
-        _replace(database, market_outcomes, ids, outcome_windows(database, ids))
+        self._write(windows, ids, summarize_windows(database, ids, settings.min_agents_per_window))
+        self._write(market_outcomes, ids, outcome_windows(database, ids))
         scored = score_windows(database, ids, _current(database, market_outcomes, ids), settings.scorer)
-        _replace(database, scored_trajectories, ids, scored)
+        self._write(scored_trajectories, ids, scored)
         inputs = (_current(database, table, ids) for table in (windows, scored_trajectories))
-        _replace(database, art_groups, ids, group_windows(database, ids, *inputs))
+        self._write(art_groups, ids, group_windows(database, ids, *inputs))
 
-
-def _replace(database: Database, table: Any, ids: Sequence[str], rows: WindowRows) -> None:
-    with database.connect() as connection:
-        replace_windows(connection, table, ids, rows.frame)
-        book_windows(connection, table.name, rows.computed, rows.failed)
+    def _write(self, table: Any, ids: Sequence[str], rows: WindowRows) -> None:
+        """Write the rows of an asset, and look for what its checks look for."""
+        with self.database.connect() as connection:
+            replace_windows(connection, table, ids, rows.frame)
+            book_windows(connection, table.name, rows.computed, rows.failed)
+        if self.checks:
+            with self.database.connect() as connection:
+                for check in DATA_CHECKS[table.name]:
+                    check.find(connection, ids)
 
 
 def _current(database: Database, table: Any, ids: Sequence[str]) -> Any:

@@ -15,6 +15,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
 from babylon_rl.database.urls import with_driver
+from babylon_rl.defs.instance import end_dead_runs, in_this_process
 from babylon_rl.settings import REPOSITORY
 
 HERE = {"host": "localhost", "socket": "/tmp/gone"}
@@ -105,3 +106,53 @@ def test_monitoring_leaves_a_run_alone_where_it_cannot_know(pid, code_server, in
 
 def test_the_committed_file_needs_nothing_but_the_variable_of_the_storage():
     assert (REPOSITORY / "dagster_home" / "dagster.yaml").read_text().count("env:") == 1
+
+
+def test_a_killed_commands_run_is_ended_by_the_next_command_and_its_slot_is_free(instance):
+    instance.event_log_storage.initialize_concurrency_limit_to_default("trainer")
+    dead, living = (
+        instance.add_run(
+            dg.DagsterRun(job_name="a job", run_id=str(uuid.uuid4()), tags=in_this_process()).with_status(
+                dg.DagsterRunStatus.STARTED
+            )
+        )
+        for _ in range(2)
+    )
+    for run, pid in ((dead, ended_process()), (living, os.getpid())):
+        instance.report_engine_event("Executing steps in process.", run, EngineEventData.in_process(pid))
+    assert instance.event_log_storage.claim_concurrency_slot("trainer", dead.run_id, "step").is_claimed
+    end_dead_runs(instance)
+    assert instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert instance.get_run_by_id(living.run_id).status == dg.DagsterRunStatus.STARTED
+    assert instance.event_log_storage.get_concurrency_info("trainer").active_slot_count == 0
+    assert instance.event_log_storage.claim_concurrency_slot("trainer", living.run_id, "step").is_claimed
+
+
+def test_what_a_run_over_a_range_announces_is_stored_as_dagster_stores_it(instance, monkeypatch):
+    hours = dg.HourlyPartitionsDefinition("2025-01-15-00:00", end_offset=0)
+
+    @dg.asset(partitions_def=hours, backfill_policy=dg.BackfillPolicy.single_run())
+    def hourly() -> None:
+        raise dg.Failure("nothing is materialized")
+
+    def failed_partitions() -> tuple[set[str], int]:
+        result = dg.materialize(
+            [hourly],
+            instance=instance,
+            tags={
+                "dagster/asset_partition_range_start": "2025-01-15-00:00",
+                "dagster/asset_partition_range_end": "2025-01-15-03:00",
+            },
+            raise_on_error=False,
+        )
+        found = instance.event_log_storage.get_latest_asset_partition_materialization_attempts_without_materializations(
+            hourly.key
+        )
+        announced = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+        assert {run for run, _ in found.values()} == {result.run_id}
+        assert instance.get_asset_records([hourly.key])[0].asset_entry.last_run_id == result.run_id
+        return set(found), len(announced)
+
+    one_by_one = failed_partitions()
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "500")
+    assert failed_partitions() == one_by_one and one_by_one[1] == 4

@@ -7,8 +7,7 @@ from babylon_rl.outcomes.windows import provisional
 from babylon_rl.recording.accounting import not_ready, unaccounted
 from babylon_rl.scoring.verification import not_finite, without_spread
 
-windows_checks = checks_of(
-    "windows",
+WINDOWS = (
     Check(
         "window_is_ready",
         "The hour is over and enough agents finished in it.",
@@ -27,8 +26,7 @@ windows_checks = checks_of(
     all_windows_computed("windows"),
 )
 
-market_outcomes_checks = checks_of(
-    "market_outcomes",
+MARKET_OUTCOMES = (
     Check(
         "outcomes_are_settled",
         "Prices of the closed hour and resolutions of its questions are final.",
@@ -39,8 +37,7 @@ market_outcomes_checks = checks_of(
     all_windows_computed("market_outcomes"),
 )
 
-scored_trajectories_checks = checks_of(
-    "scored_trajectories",
+SCORED_TRAJECTORIES = (
     Check(
         "rewards_have_spread",
         "The rewards of a window differ, so that agents can be told apart by them.",
@@ -59,8 +56,7 @@ scored_trajectories_checks = checks_of(
     rows_are_current("scored_trajectories"),
 )
 
-art_groups_checks = checks_of(
-    "art_groups",
+ART_GROUPS = (
     Check(
         "group_is_trainable",
         "The window is ready and its group has members with rewards that differ.",
@@ -78,3 +74,11 @@ art_groups_checks = checks_of(
     all_windows_computed("art_groups"),
     rows_are_current("art_groups"),
 )
+
+DATA_CHECKS: dict[str, tuple[Check, ...]] = {
+    "windows": WINDOWS,
+    "market_outcomes": MARKET_OUTCOMES,
+    "scored_trajectories": SCORED_TRAJECTORIES,
+    "art_groups": ART_GROUPS,
+}
+data_checks = [checks_of(asset, *checks) for asset, checks in DATA_CHECKS.items()]
