@@ -10,11 +10,11 @@ RUN = $(VENV)/bin
 # A user's own settings must not reach the demo or the tests.
 CLEAN = env -u DATABASE_URL -u BABYLON_RL_DATABASE_URL -u WANDB_API_KEY -u OPENAI_API_KEY
 
-.PHONY: help install demo bench ui test browser screenshots lint constraints down
+.PHONY: help install demo bench bench-learning ui test browser screenshots lint constraints down
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.installed ## make the virtual environment
 
@@ -29,7 +29,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## the main job: play, train, evaluate, promote (MODEL=tiny is quick, SEED=n)
 	$(CLEAN) $(RUN)/babylon-rl demo --model $(MODEL) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: install ## the demo's recipe over seeds, a table and a plot (SEEDS=11-20, MODEL=tiny); goes on after Ctrl-C
+bench: install ## what Dagster adds to a run, and what a tick of the sensor costs on a million rows (minutes)
+	$(CLEAN) $(RUN)/babylon-rl bench overhead
+	$(CLEAN) $(RUN)/babylon-rl bench sensor
+
+bench-learning: install ## the demo's recipe over seeds, a table and a plot (SEEDS=11-20, MODEL=tiny); goes on after Ctrl-C
 	$(CLEAN) $(RUN)/babylon-rl bench learning --model $(MODEL) --seeds $(SEEDS) $(ARGS)
 
 ui: install ## open Dagster, sensors on, on what is in the database; Ctrl-C ends it (ARGS='--port 3001 --no-sensors')

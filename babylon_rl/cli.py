@@ -1,58 +1,38 @@
 """The command line, `babylon-rl …`: thin; each command calls one function and prints what it gave."""
 
 import json
-import os
-import signal
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from babylon_rl.bench.commands import app as bench_app
+from babylon_rl.console import (
+    DatabaseOption,
+    JsonOption,
+    ModelOption,
+    TablesOption,
+    console,
+    errors,
+    forget_the_applications_variables,
+    progress,
+    settings_for,
+    stage,
+)
 from babylon_rl.errors import BabylonError, DatabaseError, SettingsError
-from babylon_rl.settings import Settings, get_settings
+from babylon_rl.settings import Settings
 
 app = typer.Typer(
     help="Turns recorded Babylon trajectories into better agents.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 db_app = typer.Typer(help="The embedded PostgreSQL server and the schema.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
-bench_app = typer.Typer(help="How well a recipe does, measured over several seeds.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
-console = Console()
-errors = Console(stderr=True)
+
 INTERRUPTED = 130  # exit code after Ctrl-C
-
-DatabaseOption = Annotated[
-    str | None, typer.Option("--database", metavar="URL", help="PostgreSQL to use instead of the embedded server.")
-]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="smollm2-135m, tiny, or a folder. \\[default: BASE_MODEL]")
-]
-TablesOption = Annotated[
-    bool,
-    typer.Option("--with-application-tables", help="Create the application's tables in a database that has none."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def settings_for(database: str | None, model: str | None = None) -> Settings:
-    """The settings, with the database that was named (and no other) and the model, where one was."""
-    changes: dict[str, Any] = {}
-    if database is not None:
-        changes["database_url"] = SecretStr(database)
-    if model is not None:
-        changes["base_model"] = model
-    return get_settings().model_copy(update=changes)
 
 
 # --- database --------------------------------------------------------------------------------------
@@ -122,8 +102,8 @@ def play(
     from babylon_rl.playing import play_command
 
     settings = settings_for(database, model)
-    with _progress() as stages:
-        summary = play_command(settings, _stage(stages), windows, agents, first, duration, seed, endpoint, checkpoint)
+    with progress() as stages:
+        summary = play_command(settings, stage(stages), windows, agents, first, duration, seed, endpoint, checkpoint)
     console.print(summary, soft_wrap=True)
 
 
@@ -158,7 +138,7 @@ def demo(
     with_application_tables: TablesOption = False,
 ) -> None:
     """The main job: play, train, evaluate, and promote on evidence. Goes on where an earlier call stopped."""
-    _forget_the_applications_variables()
+    forget_the_applications_variables()
     from babylon_rl.loop import prepare, run_demo
     from babylon_rl.materializing import dagster_environment, environment
     from babylon_rl.plans import plan_of
@@ -171,16 +151,9 @@ def demo(
         f"{settings.base_model}, seed {seed}: {plan.rounds} rounds of {plan.recipe.windows_per_update} windows with "
         f"{plan.agents} agents, then {plan.validation} validation, {plan.test} test, {plan.unseen} unseen-news windows."
     )
-    with environment(dagster_environment(settings)), _progress() as stages:
-        outcome = run_demo(settings, opened, seed, plan, _stage(stages))
+    with environment(dagster_environment(settings)), progress() as stages:
+        outcome = run_demo(settings, opened, seed, plan, stage(stages))
     _tell(opened, settings, outcome.training_run)
-
-
-def _forget_the_applications_variables() -> None:
-    """A user of the application has these exported; simulated agents must not land in, or send to, what they name."""
-    for name in ("DATABASE_URL", "BABYLON_RL_DATABASE_URL", "WANDB_API_KEY", "OPENAI_API_KEY"):
-        os.environ.pop(name, None)
-    get_settings.cache_clear()
 
 
 def _tell(database: Any, settings: Settings, training_run: str) -> None:
@@ -295,8 +268,8 @@ def train(
     from babylon_rl.playing import train_command
 
     settings = settings_for(database, model)
-    with environment(dagster_environment(settings)), _progress() as stages:
-        message = train_command(settings, _stage(stages), first, last, follow, name, seed)
+    with environment(dagster_environment(settings)), progress() as stages:
+        message = train_command(settings, stage(stages), first, last, follow, name, seed)
     console.print(message, soft_wrap=True)
 
 
@@ -316,153 +289,7 @@ def ui(
     open_desk(environment, settings.home / "desk", port, lambda line: console.print(line, soft_wrap=True, markup=False))
 
 
-# --- bench -----------------------------------------------------------------------------------------
-
-
-@bench_app.command("learning")
-def bench_learning(
-    seeds: Annotated[str, typer.Option(metavar="SEEDS", help="Seeds to measure: 11-20, or 1,5,7, or both mixed.")],
-    model: ModelOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of results, table, plot and logs; by default BABYLON_RL_HOME/bench.")
-    ] = None,
-    publish: Annotated[
-        bool, typer.Option("--publish", help="Also write data, document and plot of these seeds into the repository.")
-    ] = False,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run the demo's recipe over seeds, one demo each: a table and a plot of what each seed and all of them came to.
-
-    A seed takes as long as a demo. Ctrl-C keeps what is finished; the same command goes on from there, and runs seeds
-    that failed again. Exit code 1: a seed failed.
-    """
-    _forget_the_applications_variables()
-    _end_like_ctrl_c()
-    from babylon_rl.bench.learning import measure_learning
-    from babylon_rl.bench.report import result_line, table
-    from babylon_rl.bench.results import parse_seeds
-    from babylon_rl.plans import plan_of
-
-    settings, wanted = settings_for(database, model), parse_seeds(seeds)
-    said = errors if as_json else console
-    folder = (out or settings.home / "bench").absolute()
-    said.print(f"{settings.base_model}, {len(wanted)} seeds, a demo each; logs in {folder}", soft_wrap=True)
-    with said.status("starting") as line:
-        measured = measure_learning(
-            settings,
-            plan_of(settings.base_model),
-            wanted,
-            folder,
-            publish,
-            lambda seed, last: line.update(escape(f"seed {seed}: {last}"[: said.width - 4])),
-            lambda result: said.print(result_line(result), soft_wrap=True, markup=False),
-        )
-    if as_json:
-        print(json.dumps(measured.as_json()))
-    else:
-        print(f"\n{table(measured.results)}")
-        console.print("\n".join(map(str, measured.files)), soft_wrap=True, markup=False)
-    raise typer.Exit(1 if measured.failed else 0)
-
-
-@bench_app.command("overhead")
-def bench_overhead(
-    windows: Annotated[int, typer.Option(min=2, help="Windows a range.")] = 100,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 5,
-    as_json: JsonOption = False,
-) -> None:
-    """What Dagster adds to the domain functions: seconds of the four data assets. Exit code 1: over the limit."""
-    _forget_the_applications_variables()
-    from babylon_rl.bench.overhead import measure_overhead
-
-    found = measure_overhead(settings_for(None), windows, pairs, errors.print)
-    if as_json:
-        print(json.dumps([each.as_json() for each in found]))
-    else:
-        console.print(_overhead_table(found))
-    raise typer.Exit(0 if all(each.reached for each in found) else 1)
-
-
-def _overhead_table(found: list[Any]) -> Table:
-    table = Table(title="Seconds, medians over pairs of equal windows", box=SIMPLE, padding=0)
-    for name in ("windows", "checks", "domain functions", "Dagster run", "added by Dagster", "limit"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in (pair.as_json() for pair in found):
-        cells = ("" if each[name] is None else f"{each[name]:.2f}" for name in ("own", "run", "added", "limit"))
-        table.add_row(str(each["windows"]), "with" if each["checks"] else "without", *cells)
-    return table
-
-
-@bench_app.command("sensor")
-def bench_sensor(
-    windows: Annotated[int, typer.Option(min=10, help="Hours that hold trajectories.")] = 50_000,
-    rows: Annotated[int, typer.Option(min=10, help="Small trajectories in them.")] = 1_000_000,
-    without_ids: Annotated[
-        bool, typer.Option("--without-ids", help="Rows without a windowId, as another recorder writes them.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """What a tick of the readiness sensor costs on a large table, in a database of its own on the embedded server.
-
-    Takes some minutes and a few gigabytes of disk, which are freed. Exit code 1: the figure is missed.
-    """
-    from babylon_rl.bench.sensor import as_json as figures_as_json
-    from babylon_rl.bench.sensor import measure_sensor, table
-
-    figures = measure_sensor(settings_for(None), windows, rows, not without_ids, lambda line: errors.print(line))
-    print(json.dumps(figures_as_json(figures)) if as_json else table(figures))
-    raise typer.Exit(0 if figures.reached else 1)
-
-
-def _end_like_ctrl_c() -> None:
-    """A closed terminal or a plain kill ends as Ctrl-C does, so that no demo goes on without its bench."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
-
-
-# --- shared ----------------------------------------------------------------------------------------
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
-def _stage(progress: Progress) -> Callable[[str, int], Callable[[], None]]:
-    if not console.is_terminal:
-        return _line_stage
-
-    def begin(title: str, steps: int) -> Callable[[], None]:
-        task = progress.add_task(title, total=steps)
-        return lambda: progress.advance(task)
-
-    return begin
-
-
-def _line_stage(title: str, steps: int) -> Callable[[], None]:
-    """Where no bar can be drawn (a log, CI): a line when a stage is done, with its time."""
-    began, left = time.monotonic(), [steps]
-
-    def advance() -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            print(f"{title}: {steps} done in {time.monotonic() - began:.0f} s", flush=True)
-
-    return advance
+# --- entry ----------------------------------------------------------------------------------------
 
 
 def main() -> None:

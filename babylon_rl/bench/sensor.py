@@ -1,31 +1,26 @@
-"""What a tick of the readiness sensor costs on a large table of the application's, in a database of its own.
+"""What a tick of the readiness sensor costs on a large table of the application's, on a server of its own.
 
 The table is filled by one statement and the ledger is primed by another: reading each window once would take hours and
 is not what is measured.
 """
 
-import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import psutil
 import psycopg
-from psycopg import sql
 
+from babylon_rl.bench.scratch import scratch_server
 from babylon_rl.database.connect import Database
-from babylon_rl.database.embedded import EmbeddedServer, default_home
-from babylon_rl.database.migrate import migrate
 from babylon_rl.readiness.changes import Walk
 from babylon_rl.readiness.requests import Tick, tick
 from babylon_rl.readiness.verdict import Waits
-from babylon_rl.settings import Settings
 from babylon_rl.windows import format_window_id
 
-NAME = "bench_sensor"
 NOW = datetime(2025, 6, 1, 10, 30, tzinfo=UTC)
 MOST_SECONDS = 0.3  # a tick when nothing changed
 MOST_GROWTH = 16_000_000  # bytes of memory over all measured ticks
@@ -86,29 +81,9 @@ class SensorFigures(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.quiet) <= MOST_SECONDS and self.growth_bytes <= MOST_GROWTH and self.late_found
 
 
-@contextlib.contextmanager
-def own_database(settings: Settings) -> Iterator[Database]:
-    """A migrated database of the bench on the embedded server, dropped afterwards."""
-    server = EmbeddedServer(default_home(settings))
-    server.up()
-    drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(NAME))
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(drop)
-        server.create_database(NAME)
-        database = Database(server.url(NAME), embedded=True)
-        try:
-            migrate(database)
-            yield database
-        finally:
-            database.engine().dispose()
-            connection.execute(drop)
-
-
-def measure_sensor(
-    settings: Settings, windows: int, rows: int, named: bool, say: Callable[[str], None]
-) -> SensorFigures:
+def measure_sensor(windows: int, rows: int, named: bool, say: Callable[[str], None]) -> SensorFigures:
     """Fill, prime and measure. `named`: whether the rows have their windowId."""
-    with own_database(settings) as database:
+    with scratch_server() as (_, database):
         say(f"filling {rows:,} trajectories of {windows:,} windows")
         fill_seconds = _seconds(lambda: _fill(database, windows, rows, named))
         say("the first round: every window is new")

@@ -1,0 +1,132 @@
+"""The commands `babylon-rl bench …`: thin; each calls one function and prints what it gave."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from babylon_rl.console import (
+    DatabaseOption,
+    JsonOption,
+    ModelOption,
+    console,
+    errors,
+    forget_the_applications_variables,
+    settings_for,
+)
+
+app = typer.Typer(
+    help="Measurements: a recipe over seeds, Dagster's overhead, the sensor's tick.", no_args_is_help=True
+)
+
+
+@app.command("learning")
+def bench_learning(
+    seeds: Annotated[str, typer.Option(metavar="SEEDS", help="Seeds to measure: 11-20, or 1,5,7, or both mixed.")],
+    model: ModelOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of results, table, plot and logs; by default BABYLON_RL_HOME/bench.")
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Also write data, document and plot of these seeds into the repository.")
+    ] = False,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the demo's recipe over seeds, one demo each: a table and a plot of what each seed and all of them came to.
+
+    A seed takes as long as a demo. Ctrl-C keeps what is finished; the same command goes on from there, and runs seeds
+    that failed again. Exit code 1: a seed failed.
+    """
+    forget_the_applications_variables()
+    _end_like_ctrl_c()
+    from babylon_rl.bench.learning import measure_learning
+    from babylon_rl.bench.report import result_line, table
+    from babylon_rl.bench.results import parse_seeds
+    from babylon_rl.plans import plan_of
+
+    settings, wanted = settings_for(database, model), parse_seeds(seeds)
+    said = errors if as_json else console
+    folder = (out or settings.home / "bench").absolute()
+    said.print(f"{settings.base_model}, {len(wanted)} seeds, a demo each; logs in {folder}", soft_wrap=True)
+    with said.status("starting") as line:
+        measured = measure_learning(
+            settings,
+            plan_of(settings.base_model),
+            wanted,
+            folder,
+            publish,
+            lambda seed, last: line.update(escape(f"seed {seed}: {last}"[: said.width - 4])),
+            lambda result: said.print(result_line(result), soft_wrap=True, markup=False),
+        )
+    if as_json:
+        print(json.dumps(measured.as_json()))
+    else:
+        print(f"\n{table(measured.results)}")
+        console.print("\n".join(map(str, measured.files)), soft_wrap=True, markup=False)
+    raise typer.Exit(1 if measured.failed else 0)
+
+
+@app.command("overhead")
+def bench_overhead(
+    windows: Annotated[int, typer.Option(min=2, help="Windows a range.")] = 100,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """What Dagster adds to the domain functions: seconds of the four data assets. Exit code 1: over the limit."""
+    forget_the_applications_variables()
+    from babylon_rl.bench.overhead import measure_overhead
+
+    found = measure_overhead(settings_for(None), windows, pairs, errors.print)
+    if as_json:
+        print(json.dumps([each.as_json() for each in found]))
+    else:
+        console.print(_overhead_table(found))
+    raise typer.Exit(0 if all(each.reached for each in found) else 1)
+
+
+def _overhead_table(found: list[Any]) -> Table:
+    table = Table(title="Seconds, medians over pairs of equal windows", box=SIMPLE, padding=0)
+    for name in ("windows", "checks", "domain functions", "Dagster run", "added by Dagster", "limit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in (pair.as_json() for pair in found):
+        cells = ("" if each[name] is None else f"{each[name]:.2f}" for name in ("own", "run", "added", "limit"))
+        table.add_row(str(each["windows"]), "with" if each["checks"] else "without", *cells)
+    return table
+
+
+@app.command("sensor")
+def bench_sensor(
+    windows: Annotated[int, typer.Option(min=10, help="Hours that hold trajectories.")] = 50_000,
+    rows: Annotated[int, typer.Option(min=10, help="Small trajectories in them.")] = 1_000_000,
+    without_ids: Annotated[
+        bool, typer.Option("--without-ids", help="Rows without a windowId, as another recorder writes them.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What a tick of the readiness sensor costs on a large table, on a server of its own.
+
+    Takes some minutes and a few gigabytes of disk, which are freed. Exit code 1: the figure is missed.
+    """
+    from babylon_rl.bench.sensor import as_json as figures_as_json
+    from babylon_rl.bench.sensor import measure_sensor, table
+
+    figures = measure_sensor(windows, rows, not without_ids, lambda line: errors.print(line))
+    print(json.dumps(figures_as_json(figures)) if as_json else table(figures))
+    raise typer.Exit(0 if figures.reached else 1)
+
+
+def _end_like_ctrl_c() -> None:
+    """A closed terminal or a plain kill ends as Ctrl-C does, so that no demo goes on without its bench."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)

@@ -1,0 +1,83 @@
+"""What all commands share: the console, options, settings of a call, and progress of long work."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from pydantic import SecretStr
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from babylon_rl.settings import Settings, get_settings
+
+console = Console()
+errors = Console(stderr=True)
+
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", metavar="URL", help="PostgreSQL to use instead of the embedded server.")
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="smollm2-135m, tiny, or a folder. \\[default: BASE_MODEL]")
+]
+TablesOption = Annotated[
+    bool,
+    typer.Option("--with-application-tables", help="Create the application's tables in a database that has none."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def settings_for(database: str | None, model: str | None = None) -> Settings:
+    """The settings, with the database that was named (and no other) and the model, where one was."""
+    changes: dict[str, Any] = {}
+    if database is not None:
+        changes["database_url"] = SecretStr(database)
+    if model is not None:
+        changes["base_model"] = model
+    return get_settings().model_copy(update=changes)
+
+
+def forget_the_applications_variables() -> None:
+    """A user of the application has these exported; simulated agents must not land in, or send to, what they name."""
+    for name in ("DATABASE_URL", "BABYLON_RL_DATABASE_URL", "WANDB_API_KEY", "OPENAI_API_KEY"):
+        os.environ.pop(name, None)
+    get_settings.cache_clear()
+
+
+def progress() -> Progress:
+    """Bars of the stages of long work; none where no terminal draws them."""
+    return Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def stage(progress: Progress) -> Callable[[str, int], Callable[[], None]]:
+    """Function that begins a stage of so many steps; what it gives is called for each step that is done."""
+    if not console.is_terminal:
+        return _line_stage
+
+    def begin(title: str, steps: int) -> Callable[[], None]:
+        task = progress.add_task(title, total=steps)
+        return lambda: progress.advance(task)
+
+    return begin
+
+
+def _line_stage(title: str, steps: int) -> Callable[[], None]:
+    """Where no bar can be drawn (a log, CI): a line when a stage is done, with its time."""
+    began, left = time.monotonic(), [steps]
+
+    def advance() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            print(f"{title}: {steps} done in {time.monotonic() - began:.0f} s", flush=True)
+
+    return advance
