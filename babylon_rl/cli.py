@@ -73,12 +73,17 @@ def db_url() -> None:
 
 @db_app.command("migrate")
 def db_migrate(database: DatabaseOption = None, with_application_tables: TablesOption = False) -> None:
-    """Bring a database to this version's schema."""
+    """Bring a database to this version's schema, and with the embedded server Dagster's storage as well."""
     from babylon_rl.database.urls import redacted
     from babylon_rl.loop import prepare
+    from babylon_rl.materializing import migrate_dagster
 
-    made = prepare(settings_for(database), with_application_tables or None)
+    settings = settings_for(database)
+    made = prepare(settings, with_application_tables or None)
     console.print(f"Schema babylon_rl is up to date in {redacted(made.url)}", soft_wrap=True)
+    if made.embedded:
+        migrate_dagster(settings)
+        console.print("Dagster's storage is up to date beside it.")
 
 
 # --- play and serve --------------------------------------------------------------------------------

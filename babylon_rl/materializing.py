@@ -38,6 +38,14 @@ def dagster_environment(settings: Settings, home: Path | None = None) -> dict[st
     }
 
 
+def migrate_dagster(settings: Settings) -> None:
+    """Bring Dagster's storage on the embedded server to the installed version; a second time changes nothing."""
+    import dagster as dg
+
+    with environment(dagster_environment(settings)), dg.DagsterInstance.get() as instance:
+        instance.upgrade()
+
+
 @contextlib.contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
     """Set environment variables and read the settings from them, and put back what was there."""
