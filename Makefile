@@ -46,8 +46,8 @@ test: install $(if $(filter true,$(CI)),browser) ## the whole test suite; withou
 browser: ## Debian's chromium for the browser test; needs root
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
 
-screenshots: install browser ## pictures of the open UI for the README (URL=http://127.0.0.1:3000 WINDOW=2025-01-15T10:00)
-	$(RUN)/python -m babylon_rl_tests.desk.pages $(URL) $(WINDOW)
+screenshots: install browser ## pictures of the open UI for the README (URL=http://127.0.0.1:3000 WINDOW=2025-01-15T10:00 UPDATE=2025-01-18T23:00)
+	$(RUN)/python -m babylon_rl_tests.desk.pages $(URL) $(WINDOW) $(UPDATE)
 
 lint: install ## check style and imports
 	$(RUN)/ruff check babylon_rl babylon_rl_tests migrations

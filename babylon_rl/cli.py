@@ -252,10 +252,15 @@ def status(database: DatabaseOption = None, as_json: JsonOption = False) -> None
         console.print(f"Promoted: {served['checkpoint']} by {served['who']}, without an evaluation: {served['why']}")
         return
     console.print(
-        f"Promoted: {served['checkpoint']}, {served['effect']:+.2f} {served['interval']} over {served['base']} and "
-        f"{best['effect']:+.2f} {best['interval']} over {best['policy']}, {served['windows']} test windows.",
+        f"Promoted: {served['checkpoint']}, {_effect(served)} over {served['base']} and {_effect(best)} over "
+        f"{best['policy']}, in dollars an agent and window on {served['windows']} test windows.",
         soft_wrap=True,
     )
+
+
+def _effect(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['effect']:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 @app.command()

@@ -22,9 +22,9 @@ from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.runs import (
     TrainingRun,
     base_checkpoint,
+    list_runs,
     load_checkpoint,
     load_run,
-    open_runs,
     promoted,
     start_run,
 )
@@ -164,7 +164,8 @@ def _follow(settings: Settings, first: str, name: str, seed: int) -> str:
                 f"There is a training run {name} with other settings (from {found.first_window}, {found.base_model}, "
                 f"seed {found.seed}). Name another with --name, or repeat the command that started it."
             )
-        others = [other for other in open_runs(connection) if other.training_run != name]
+        runs = [one for one in list_runs(connection) if one.last_window is None or one.last_window >= first]
+        others = [other for other in runs if other.training_run != name]
         start_run(connection, run)
     said = [
         f"Run {name} {'goes on' if found else 'is started'}: windows from {first} on, {settings.base_model}; an update "

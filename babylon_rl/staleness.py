@@ -62,21 +62,24 @@ _GROUPS = """
 # Of a checkpoint that several rows name, the latest says what it was made from.
 _CONSUMED = """
     WITH looked AS (
-        SELECT row_id, window_id, checkpoint_id, updated, superseded_at, group_digests
+        SELECT row_id, window_id, checkpoint_id, updated, superseded_at, group_digests, training_run
         FROM babylon_rl.trained_checkpoints WHERE superseded_at IS NULL AND group_digests IS NOT NULL
         UNION ALL
         SELECT * FROM (
             SELECT DISTINCT ON (checkpoint_id)
-                   row_id, window_id, checkpoint_id, updated, superseded_at, group_digests
+                   row_id, window_id, checkpoint_id, updated, superseded_at, group_digests, training_run
             FROM babylon_rl.trained_checkpoints WHERE updated ORDER BY checkpoint_id, row_id DESC) latest
         WHERE superseded_at IS NOT NULL
     )
     SELECT l.window_id, l.checkpoint_id, l.updated, l.superseded_at IS NOT NULL, min(c.key) FILTER (
-               WHERE g.group_digest IS DISTINCT FROM c.value OR c.key = ANY(%s))
+               WHERE g.group_digest IS DISTINCT FROM c.value OR c.key = ANY(%s)),
+           -- A row of another run's there says only whose window it is.
+           EXISTS (SELECT FROM babylon_rl.trained_checkpoints n WHERE n.window_id = l.window_id
+                   AND n.superseded_at IS NULL AND n.training_run IS NOT DISTINCT FROM l.training_run)
     FROM looked l
     LEFT JOIN LATERAL jsonb_each_text(l.group_digests) c ON true
     LEFT JOIN babylon_rl.art_groups g ON g.window_id = c.key AND g.superseded_at IS NULL
-    GROUP BY l.row_id, l.window_id, l.checkpoint_id, l.updated, l.superseded_at
+    GROUP BY l.row_id, l.window_id, l.checkpoint_id, l.updated, l.superseded_at, l.training_run
     ORDER BY l.row_id
 """
 
@@ -126,12 +129,12 @@ def _trained(connection: psycopg.Connection, groups: Mapping[str, str]) -> tuple
     """Stale windows of `trained_checkpoints`, and stale checkpoints, each with the reason."""
     windows: Why = {}
     roots: Why = {}
-    for window_id, checkpoint, updated, superseded, changed in connection.execute(_CONSUMED, (list(groups),)):
+    for window_id, checkpoint, updated, superseded, changed, own in connection.execute(_CONSUMED, (list(groups),)):
         if changed is not None:
             why = f"the group of {changed} changed since it was trained on"
             if changed in groups:
                 why = f"the group of {changed} is stale: {groups[changed]}"
-        elif superseded:
+        elif superseded and own:
             why = f"the update of {window_id} was made anew"
         else:
             continue

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from pydantic import SecretStr
 
 from babylon_rl.errors import SettingsError, WindowIdError
 from babylon_rl.playing import train_command
 from babylon_rl.settings import Settings
-from babylon_rl.training.runs import load_run, open_runs
+from babylon_rl.training.runs import load_run, open_runs, start_run
 
 FIRST = "2025-01-15T10:00"
 
@@ -38,11 +39,18 @@ def test_a_name_that_is_taken_is_refused_and_a_newer_run_says_whose_windows_it_t
     follow()
     with pytest.raises(SettingsError, match="other settings"):
         follow("2025-01-15T11:00")
+    with database.connect() as connection:
+        start_run(
+            connection,
+            msgspec.structs.replace(load_run(connection, "babylon"), training_run="ended", last_window=FIRST),
+        )
     said = follow("2025-01-15T09:00", name="next")
-    assert f"Windows from {FIRST} on are next's and no more those of babylon" in said
+    for other in ("babylon", "ended"):
+        assert f"Windows from {FIRST} on are next's and no more those of {other}" in said
+    assert "those of ended" not in follow("2025-01-15T11:00", name="after")
     with database.connect() as connection:
         assert load_run(connection, "babylon").first_window == FIRST
-        assert [run.training_run for run in open_runs(connection)] == ["next", "babylon"]
+        assert [run.training_run for run in open_runs(connection)] == ["after", "next", "babylon"]
 
 
 @pytest.mark.parametrize(("last", "goes_on"), [(None, False), (FIRST, True)])

@@ -13,7 +13,7 @@ from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.groups.windows import group_windows
 
 DESCRIPTION = """\
-**A row** is an hour's group as it will be trained: the verbatim prompts, answers and tokens of its members, their
+A row is an hour's group as it will be trained: the verbatim prompts, answers and tokens of its members, their
 advantages, and a digest of all that. **A partition** holds one row; who was left out stands there with the reason.
 
 **Not trainable?** `status` says why: `not_ready` (see `windows`), `too_few_members` (runs without recorded tokens, see

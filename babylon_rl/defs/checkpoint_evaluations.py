@@ -12,7 +12,7 @@ from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.evaluation.schedule import evaluate_windows
 
 DESCRIPTION = """\
-**A row** is a comparison: a candidate against what it started from or against a fixed policy, on windows later than all
+A row is a comparison: a candidate against what it started from or against a fixed policy, on windows later than all
 it was trained on, with the effect in dollars and its 95 % interval. **A partition** holds the comparisons of the
 evaluation that ended in the hour, which most hours have none of.
 

@@ -12,7 +12,7 @@ from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.outcomes.windows import outcome_windows
 
 DESCRIPTION = """\
-**A row** is an instrument in an hour: its price at both edges, the change, the outcome, and where they come from. **A
+A row is an instrument in an hour: its price at both edges, the change, the outcome, and where they come from. **A
 partition** holds what was traded or resolved in the hour, and nothing for a quiet hour.
 
 **Provisional?** A question is settled once the game resolved it. Until then its row says `settled = false`; materialize

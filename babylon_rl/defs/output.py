@@ -1,9 +1,11 @@
 """How an asset hands its rows over: the output for the IO manager, with what a person sees of each window beside it."""
 
 import dagster as dg
+import sqlalchemy as sa
 
+from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.connect import Database
-from babylon_rl.database.history import content_version
+from babylon_rl.database.history import content_version, current_rows
 from babylon_rl.database.tables import SCHEMA, metadata
 from babylon_rl.database.window_rows import WindowRows, book_windows
 from babylon_rl.defs.metadata.windows import Describe, describe_windows
@@ -29,12 +31,25 @@ def written(
         with database.connect() as connection:
             book_windows(connection, asset, [], rows.failed)
         raise dg.Failure(failure_text(rows), allow_retries=False)
-    for window_id, error in rows.failed.items():
-        said = f"{error.error}: {error.detail} Rows from before stand."
-        context.add_asset_metadata({"status": "not computed", "reason": said}, partition_key=window_id)
-    version = content_version(metadata.tables[f"{SCHEMA}.{asset}"], rows.computed, rows.frame)
+    table = metadata.tables[f"{SCHEMA}.{asset}"]
+    _tell_failed(context, database, table, rows)
+    version = content_version(table, rows.computed, rows.frame)
     shown = describe_windows(context, rows.computed, rows.frame, describe)
     return dg.Output(rows, metadata=shown, data_version=dg.DataVersion(version))
+
+
+def _tell_failed(context: dg.AssetExecutionContext, database: Database, table: sa.Table, rows: WindowRows) -> None:
+    """What a person sees of the windows that were not computed, and how many rows stand there from before."""
+    if not rows.failed:
+        return
+    with database.connect() as connection:
+        standing = read_frame(connection, current_rows(table, list(rows.failed)))["window_id"].value_counts()
+    for window_id, error in rows.failed.items():
+        said = f"{error.error}: {error.detail} Rows from before stand."
+        context.add_asset_metadata(
+            {"status": "not computed", "reason": said, "dagster/row_count": int(standing.get(window_id, 0))},
+            partition_key=window_id,
+        )
 
 
 def failure_text(rows: WindowRows) -> str:

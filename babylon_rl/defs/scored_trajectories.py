@@ -14,7 +14,7 @@ from babylon_rl.scoring.windows import score_windows
 from babylon_rl.settings import get_settings
 
 DESCRIPTION = """\
-**A row** is an agent's run under a scorer: its reward and what that is made of, rank in the hour, a reason in one line,
+A row is an agent's run under a scorer: its reward and what that is made of, rank in the hour, a reason in one line,
 and where its tokens come from (`provenance`). **A partition** holds every usable run of the hour, the best first.
 
 **Looks wrong?** `reason` and `parts` show how the reward came about; prices are in `market_outcomes`, missing runs in

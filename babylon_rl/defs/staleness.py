@@ -28,7 +28,10 @@ def staleness(context: dg.SensorEvaluationContext, database: DatabaseResource) -
     if not changed:
         return dg.SkipReason(f"{len(stale)} stale windows, as before.")
     return dg.SensorResult(
-        asset_events=[_evaluation(asset, found[asset]) for asset in changed], cursor=json.dumps(digests)
+        asset_events=[_evaluation(asset, found[asset]) for asset in changed],
+        # A tick that requests no run is shown as skipped, with this.
+        skip_reason=f"{len(stale)} stale windows; reported on {', '.join(changed)}.",
+        cursor=json.dumps(digests),
     )
 
 

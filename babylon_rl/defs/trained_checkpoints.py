@@ -20,7 +20,7 @@ from babylon_rl.settings import get_settings
 from babylon_rl.training.updates import Launch, TrainerRequest, TrainerResult, keep_rows, update_checkpoints
 
 DESCRIPTION = """\
-**A row** is an hour: the checkpoint that the model stands at after it, and the update that ended there, or the reason
+A row is an hour: the checkpoint that the model stands at after it, and the update that ended there, or the reason
 why there was none. **A partition** depends on the one before it, so a range is taken in order.
 
 **No update?** `reason` says it: the batch is not full, the run is over, an alarm led back. **An alarm?** The check

@@ -14,7 +14,7 @@ from babylon_rl.recording.summary import summarize_windows
 from babylon_rl.settings import get_settings
 
 DESCRIPTION = """\
-**A row** is an hour: how many agents finished in it, usable and rejected runs, the spread of their P&L, and whether the
+A row is an hour: how many agents finished in it, usable and rejected runs, the spread of their P&L, and whether the
 hour is ready to be trained on. **A partition** holds one row, also for an hour in which nothing was recorded. Rejected
 runs stand in `rejected_trajectories`, each with its reason.
 
@@ -25,7 +25,7 @@ Read by `scored_trajectories` and `art_groups`.
 """
 
 RECORDED_DESCRIPTION = """\
-**A row** is a run of an agent as the application recorded it: prompts, answers, actions, balances. **A partition** is
+A row is a run of an agent as the application recorded it: prompts, answers, actions, balances. **A partition** is
 the hour in which a run ended. This pipeline observes the rows and never writes them; the sensor `window_readiness`
 reports here what it found.
 

@@ -17,7 +17,7 @@ from babylon_rl.evaluation.paired import paired_effect
 from babylon_rl.market.policies import FIXED_POLICIES, INFORMED_POLICY
 from babylon_rl.recording.reader import read_evaluation
 from babylon_rl.training.alarm_log import standing_checkpoints
-from babylon_rl.training.runs import TrainingRun, base_checkpoint, run_of_window
+from babylon_rl.training.runs import TrainingRun, base_checkpoint, list_runs
 from babylon_rl.windows import shift_window, window_range
 
 EMBARGO = 1  # windows; nothing is held longer than the hour
@@ -64,16 +64,17 @@ def evaluate_windows(connection: psycopg.Connection, window_ids: Sequence[str]) 
 
 
 def _comparisons(connection: psycopg.Connection, window_id: str) -> list[pd.DataFrame]:
-    run = run_of_window(connection, window_id)
-    schedule = schedule_of(run) if run else None
-    if run is None or schedule is None:
-        return []
-    if window_id == schedule.validation[1]:
-        return _validation(connection, run, schedule)
-    if window_id == schedule.test[1]:
-        return _test(connection, run, schedule)
-    if window_id == schedule.unseen[1]:
-        return _unseen(connection, run, schedule)
+    # Not the run that trains on the window: one that was started later must not take away what an earlier one showed.
+    for run in list_runs(connection):
+        schedule = schedule_of(run)
+        if schedule is None:
+            continue
+        if window_id == schedule.validation[1]:
+            return _validation(connection, run, schedule)
+        if window_id == schedule.test[1]:
+            return _test(connection, run, schedule)
+        if window_id == schedule.unseen[1]:
+            return _unseen(connection, run, schedule)
     return []
 
 

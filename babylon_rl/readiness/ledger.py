@@ -132,8 +132,8 @@ def confirmed(entry: Entry, found: tuple[str, int] | None, now: datetime) -> Ent
 
 
 def waiting_lines(connection: psycopg.Connection, most: int = 3) -> list[str]:
-    """What a person reads of the windows that are not materialized: how many, and the latest of them."""
+    """What a person reads of the windows that are not known to be up to date: how many, and the latest of them."""
     rows: list[tuple[Any, ...]] = connection.execute(_WAITING, {"most": most}).fetchall()
     if not rows:
         return []
-    return [f"{rows[0][0]} windows are not materialized", *(f"{w} {state}: {reason}" for _, w, state, reason in rows)]
+    return [f"{rows[0][0]} windows are not up to date", *(f"{w} {state}: {reason}" for _, w, state, reason in rows)]

@@ -113,10 +113,11 @@ def _read_changed(connection: psycopg.Connection, now: datetime) -> list[Observe
     found = materialized(connection, [entry.window_id for entry in entries])
     after = [confirmed(entry, found.get(entry.window_id), now) or entry for entry, _ in read]
     save(connection, after)
+    # What was materialized from these very recordings is no news, and Dagster would show it as out of date.
     return [
         Observed(entry.window_id, window.revision, window.agents, window.recorded)
-        for before, (entry, window) in zip(entries, read, strict=True)
-        if window is not None and window.revision != before.revision
+        for before, (entry, window), now_known in zip(entries, read, after, strict=True)
+        if window is not None and window.revision != before.revision and now_known.state != "materialized"
     ]
 
 

@@ -148,7 +148,10 @@ def load_checkpoint(connection: psycopg.Connection, checkpoint_id: str) -> Check
     """The checkpoint of that id; TrainingError where there is none."""
     found = [c for c in list_checkpoints(connection) if c.checkpoint_id == checkpoint_id]
     if not found:
-        raise TrainingError(f"There is no checkpoint {checkpoint_id!r}; `babylon-rl status` lists those there are.")
+        raise TrainingError(
+            f"There is no checkpoint {checkpoint_id!r}. The asset trained_checkpoints shows each under "
+            "the window that ended its update; in SQL: SELECT checkpoint_id FROM babylon_rl.checkpoints."
+        )
     return found[0]
 
 

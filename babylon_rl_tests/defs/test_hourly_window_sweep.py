@@ -49,6 +49,8 @@ def test_a_range_and_a_single_window_are_each_one_run_and_the_next_sweep_is_quie
     assert wide.tags["dagster/asset_partition_range_start"] == FIRST
     assert wide.tags["dagster/asset_partition_range_end"] == shift_window(FIRST, 5)
     assert single.partition_key == LAST
+    # What a person or the sensor asks for goes first.
+    assert wide.tags["dagster/priority"] == single.tags["dagster/priority"] == "-1"
     for request in (wide, single):
         assert execute(database, instance, request).success
     assert instance.get_runs_count(dg.RunsFilter(job_name="materialize_windows")) == 2

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import dagster as dg
 import msgspec
+import pandas as pd
 import pytest
 
 from babylon_rl.database.window_rows import open_failures
 from babylon_rl.defs import trained_checkpoints
 from babylon_rl.errors import TrainingError
+from babylon_rl.evaluation import schedule as evaluation
 from babylon_rl.staleness import stale_rows
+from babylon_rl.training.runs import start_run
 from babylon_rl.training.trainer import WEIGHTS_FILE, TrainerRequest, TrainerResult
 from babylon_rl.training.updates import keep_rows, update_checkpoints
 from babylon_rl.training.verification import altered_snapshots, altered_weights
@@ -164,3 +167,32 @@ def test_a_failed_update_leaves_the_windows_before_it_materialized(rounds, insta
         assert kept == [(first,)] and open_failures(connection, ["trained_checkpoints"])["window_id"].tolist() == [
             second
         ]
+
+
+def test_a_later_run_over_the_same_windows_takes_away_neither_evaluations_nor_their_currency(rounds, monkeypatch):
+    play_and_update(rounds, 1)
+    made = pd.DataFrame([{"candidate": rounds.trained[0].checkpoint_id}])
+    monkeypatch.setattr(evaluation, "_test", lambda connection, run, schedule: [made.assign(run=run.training_run)])
+    later = msgspec.structs.replace(rounds.run, training_run="later", schedule={}, last_window=None)
+    judged = evaluation.schedule_of(rounds.run).test[1]
+    with rounds.database.connect() as connection:
+        start_run(connection, later)
+        (comparison,) = evaluation._comparisons(connection, judged)
+    assert comparison["run"].tolist() == ["run"]
+    change(rounds, "UPDATE babylon_rl.trained_checkpoints SET superseded_at = now()")
+    change(
+        rounds,
+        """INSERT INTO babylon_rl.trained_checkpoints (window_id, training_run, updated, reason, checkpoint_id,
+           groups_trained, groups_left_out, metrics, digest)
+           SELECT DISTINCT window_id, 'later', false, 'x', 'later@0', 0, 0, '{}'::jsonb, 'x'
+           FROM babylon_rl.trained_checkpoints""",
+    )
+    change(
+        rounds,
+        """INSERT INTO babylon_rl.checkpoint_evaluations (window_id, candidate, baseline, split, design, windows,
+           effect, low, high, candidate_pnl, baseline_pnl, decision, reason, digest)
+           VALUES (%s, %s, 'run@0', 'test', 'x', 1, 0, 0, 0, 0, 0, 'keep', 'x', 'x')""",
+        judged,
+        rounds.trained[0].checkpoint_id,
+    )
+    assert stale(rounds, "checkpoint_evaluations") == {}

@@ -74,8 +74,10 @@ def test_a_window_that_fails_is_told_and_the_others_are_written_until_it_is_mend
     (waiting,) = checked(result, "art_groups")["all_windows_computed"].metadata["rows"].value.records
     assert f"waits for scored_trajectories of {ids[1]}" in waiting.data["detail"]
     materializations = result.asset_materializations_for_node("scored_trajectories")
-    left = [m.partition for m in materializations if m.metadata["status"].value == "not computed"]
-    assert left == [ids[1]]
+    left = {m.partition: m for m in materializations if m.metadata["status"].value == "not computed"}
+    assert list(left) == [ids[1]]
+    standing = rows(database, "SELECT count(*) FROM babylon_rl.scored_trajectories WHERE window_id = %s", ids[1])
+    assert [(left[ids[1]].metadata["dagster/row_count"].value,)] == standing
     # A run of the window alone has nothing to show for it.
     assert not materialize(database, instance, {"dagster/partition": ids[1]}).success
     with database.connect() as connection:
@@ -198,6 +200,7 @@ def test_what_became_stale_without_a_run_is_shown_once_and_cleared(database, ins
             return cursor, 0
         for event in found.asset_events:
             instance.report_runless_asset_event(event)
+            assert event.asset_key.path[-1] in found.skip_reason.skip_message
         return found.cursor, len(found.asset_events)
 
     def shown() -> dg.AssetCheckEvaluation:

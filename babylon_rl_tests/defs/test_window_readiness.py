@@ -98,7 +98,7 @@ def test_what_waits_is_said_in_the_tick(database, instance, monkeypatch):
     (window,) = record(database, 1)
     data = tick(database, instance)
     assert not data.run_requests
-    assert data.skip_message.startswith(f"1 windows are not materialized. {window} waiting: 8 of at least 9 agents")
+    assert data.skip_message.startswith(f"1 windows are not up to date. {window} waiting: 8 of at least 9 agents")
 
 
 def test_runs_are_counted_while_they_are_not_finished_and_one_success_is_enough(instance):

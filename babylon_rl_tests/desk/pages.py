@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Locator, Page, TimeoutError, sync_playwright
 
 from babylon_rl.settings import REPOSITORY
 
 PATIENCE_MS = 60_000
 MOST_BYTES = 200_000  # of a picture in the repository
 SMALL = {"width": 1200, "height": 720}
+TALL = {"width": 1200, "height": 1000}
 WIDE = {"width": 2300, "height": 820}
+GRAPH: FloatRect = {"x": 590, "y": 280, "width": 1660, "height": 430}  # of the wide page, what is drawn
 
 
 def chromium() -> str | None:
@@ -86,26 +88,44 @@ def drawn_plots(page: Page) -> list[Locator]:
     return []
 
 
-def picture(page: Page, path: Path) -> None:
-    """A picture of the page in 128 colours; AssertionError where it is too large for the repository."""
+def picture(page: Page, path: Path, clip: FloatRect | None = None) -> None:
+    """A picture of the page, or of a part, in few colours; AssertionError where it is too large for the repository."""
     # Moves of the graph and of dialogs end; a picture may be a little early, a test never waits for this.
     page.wait_for_timeout(1500)
-    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    image = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+    # Coverage keeps the few coloured signs, which a median of what is mostly grey loses.
+    image = image.quantize(200, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     image.save(path, optimize=True)
     assert path.stat().st_size <= MOST_BYTES, f"{path} has {path.stat().st_size} bytes"
 
 
-def main(url: str, window_id: str, folder: Path = REPOSITORY / "docs" / "img") -> None:
-    """Pictures of the pages of an open desk, for the README: graph, a window, its plot, a check."""
+def show_metadata(page: Page, plots: int) -> None:
+    """Bring the metadata with its first plots into sight, where it is read without moving the page."""
+    page.set_viewport_size(TALL)
+    page.get_by_text("Hide navigation", exact=True).click()
+    page.get_by_text("Metadata", exact=True).evaluate("heading => heading.scrollIntoView()")
+    assert len(drawn_plots(page)) >= plots
+
+
+def main(url: str, window_id: str, update: str, folder: Path = REPOSITORY / "docs" / "img") -> None:
+    """Pictures of the pages of an open desk, for the README: graph, a window's agents, an update's curves, a check.
+
+    `update`: the window that an update ended with.
+    """
     with browser() as opened, page_of(opened) as page:
         open_graph(page, url)
-        picture(page, folder / "dagster-graph.png")
+        picture(page, folder / "dagster-graph.png", GRAPH)
         open_partition(page, url, "scored_trajectories", window_id)
-        assert drawn_plots(page)
+        show_metadata(page, 1)
         picture(page, folder / "dagster-window.png")
-        open_checks(page, url, "trained_checkpoints", "learning_is_steady")
+    with browser() as opened, page_of(opened) as page:
+        open_partition(page, url, "trained_checkpoints", update)
+        show_metadata(page, 1)
+        picture(page, folder / "dagster-checkpoint.png")
+    with browser() as opened, page_of(opened) as page:
+        open_checks(page, url, "trained_checkpoints", "rows_are_current")
         picture(page, folder / "dagster-check.png")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

@@ -124,12 +124,12 @@ def test_a_row_that_names_a_window_it_did_not_end_in_is_news_to_both(world):
     assert world.states() == {WINDOW: "materialized", NEXT: "waiting"}
 
 
-def test_a_window_materialized_by_hand_gets_no_request(world):
+def test_a_window_materialized_by_hand_gets_no_request_and_no_observation_that_would_make_it_out_of_date(world):
     world.window()
     materialize(world, WINDOW)
     found = world.tick()
     assert not found.requests and world.entry() == ("materialized", "materialized, 2 agents")
-    assert found.observed
+    assert not found.observed
 
 
 def test_a_window_materialized_while_it_was_open_is_requested_when_it_closes(world):
