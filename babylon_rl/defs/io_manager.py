@@ -42,10 +42,10 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         context.add_output_metadata(
             {
                 "dagster/row_count": len(obj.frame),
-                "rows_written": replaced.written,
-                "rows_superseded": replaced.superseded,
-                "windows_unchanged": len(replaced.unchanged),
-                "windows_failed": len(obj.failed),
+                "run: rows written": replaced.written,
+                "run: rows superseded": replaced.superseded,
+                "run: windows unchanged": len(replaced.unchanged),
+                "run: windows failed": len(obj.failed),
             }
         )
 

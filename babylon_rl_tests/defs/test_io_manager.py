@@ -71,10 +71,12 @@ def run(manager: PostgresIOManager, first: str, last: str, frame: pd.DataFrame) 
 def test_a_range_is_written_and_read_in_one_run_and_again_without_change(manager):
     frame = outcomes([TEN, ELEVEN, TWELVE], 1.0)
     metadata, (given,) = run(manager, TEN, TWELVE, frame)
-    assert metadata["dagster/row_count"] == metadata["rows_written"] == 3 and metadata["windows_unchanged"] == 0
+    assert (
+        metadata["dagster/row_count"] == metadata["run: rows written"] == 3 and metadata["run: windows unchanged"] == 0
+    )
     assert given["window_id"].tolist() == [TEN, ELEVEN, TWELVE] and "digest" in given
     metadata, _ = run(manager, TEN, TWELVE, frame)
-    assert metadata["rows_written"] == 0 and metadata["windows_unchanged"] == 3
+    assert metadata["run: rows written"] == 0 and metadata["run: windows unchanged"] == 3
 
 
 def test_a_run_of_one_window_leaves_the_others_alone(manager):
