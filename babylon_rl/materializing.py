@@ -94,15 +94,13 @@ class Materializer:
         import dagster as dg
 
         from babylon_rl.defs.instance import in_this_process
+        from babylon_rl.defs.partitions import ONE, range_tags
 
         if not again and self._complete(first, last):
             return
         done = self.stage(title, 1)
         self._observe(first, last)
-        if first == last:
-            where = {"dagster/partition": first}
-        else:
-            where = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+        where = {ONE: first} if first == last else range_tags(first, last)
         # By the environment and not as the resource's config, which Dagster stores: the URL may hold a password.
         with environment({"BABYLON_RL_DATABASE_URL": self.database.url}), warnings.catch_warnings():
             # Dagster warns of its own use of its own preview functions.

@@ -2,21 +2,19 @@
 
 import dagster as dg
 
+from babylon_rl.defs.automation import SCHEDULE_STATUS
 from babylon_rl.defs.jobs import materialize_windows
-from babylon_rl.defs.partitions import HOURS
+from babylon_rl.defs.partitions import HOURS, range_tags
 from babylon_rl.defs.readiness_runs import run_states, waits
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.readiness.sweep import Range, sweep
-from babylon_rl.settings import get_settings
 
 
 @dg.schedule(
     job=materialize_windows,
     cron_schedule="20 * * * *",
     execution_timezone="UTC",
-    default_status=(
-        dg.DefaultScheduleStatus.RUNNING if get_settings().sensors == "on" else dg.DefaultScheduleStatus.STOPPED
-    ),
+    default_status=SCHEDULE_STATUS,
     description=(
         "Requests closed windows that nothing has requested, in ranges: hours in which nothing or too little was "
         "recorded, whose rows then say so."
@@ -42,5 +40,4 @@ def _request(found: Range) -> dg.RunRequest:
     tags = {"dagster/priority": "-1"}
     if found.first == found.last:
         return dg.RunRequest(run_key=found.run_key, partition_key=found.first, tags=tags)
-    tags |= {"dagster/asset_partition_range_start": found.first, "dagster/asset_partition_range_end": found.last}
-    return dg.RunRequest(run_key=found.run_key, tags=tags)
+    return dg.RunRequest(run_key=found.run_key, tags=tags | range_tags(found.first, found.last))

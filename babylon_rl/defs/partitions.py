@@ -18,6 +18,12 @@ HOURS = dg.HourlyPartitionsDefinition(
 
 RECORDED = dg.AssetKey("recorded_trajectories")
 
+ONE, RANGE_FIRST, RANGE_LAST = (
+    "dagster/partition",
+    "dagster/asset_partition_range_start",
+    "dagster/asset_partition_range_end",
+)
+
 OWNERS = ["team:babylon_rl"]
 
 # What every asset of the graph is declared with. One run for a whole range: a run of its own costs seconds a window.
@@ -29,9 +35,14 @@ SHARED: dict[str, Any] = {
 }
 
 
+def range_tags(first: str, last: str) -> dict[str, str]:
+    """Tags of one run over the windows from first to last, both included."""
+    return {RANGE_FIRST: first, RANGE_LAST: last}
+
+
 def window_ids(context: dg.AssetExecutionContext) -> Sequence[str]:
     """Windows of the run. dg.Failure for a key that is off the hour: Dagster would silently take the next hour's."""
-    for tag in ("dagster/partition", "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"):
+    for tag in (ONE, RANGE_FIRST, RANGE_LAST):
         if tag in context.run.tags:
             _checked(context.run.tags[tag])
     return [_checked(key) for key in context.partition_keys]

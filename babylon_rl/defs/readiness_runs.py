@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
+from babylon_rl.defs.automation import RUN_KEY
 from babylon_rl.readiness.requests import RunState, RunStates
 from babylon_rl.readiness.verdict import Waits
 from babylon_rl.settings import get_settings
 
-RUN_KEY = "dagster/run_key"
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,

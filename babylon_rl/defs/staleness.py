@@ -6,15 +6,15 @@ import json
 import dagster as dg
 import pandas as pd
 
+from babylon_rl.defs.automation import SENSOR_STATUS
 from babylon_rl.defs.checks.results import rows_are_current, shown
 from babylon_rl.defs.resources import DatabaseResource
-from babylon_rl.settings import get_settings
 from babylon_rl.staleness import ASSETS, stale_rows
 
 
 @dg.sensor(
     minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING if get_settings().sensors == "on" else dg.DefaultSensorStatus.STOPPED,
+    default_status=SENSOR_STATUS,
     description="Reports check rows_are_current of each asset whose stale windows are others than at the last look.",
 )
 def staleness(context: dg.SensorEvaluationContext, database: DatabaseResource) -> dg.SensorResult | dg.SkipReason:

@@ -4,15 +4,13 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from babylon_rl.defs.automation import RUN_KEY, SENSOR_STATUS
 from babylon_rl.defs.jobs import train_checkpoint
-from babylon_rl.defs.partitions import HOURS
+from babylon_rl.defs.partitions import HOURS, RANGE_LAST, range_tags
 from babylon_rl.defs.resources import DatabaseResource
-from babylon_rl.settings import get_settings
 from babylon_rl.training.due import MOST_ATTEMPTS, Attempt, DueUpdate, due_updates, next_attempt
 
 ASSET = dg.AssetKey("trained_checkpoints")
-FIRST, LAST = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-RUN_KEY = "dagster/run_key"
 # A request that found nothing to train on does not count as a failure; those are as many as hours with new groups.
 MOST_KEYS = 10 * MOST_ATTEMPTS
 
@@ -26,9 +24,7 @@ ENDED = {
 @dg.sensor(
     job=train_checkpoint,
     minimum_interval_seconds=120,
-    default_status=(
-        dg.DefaultSensorStatus.RUNNING if get_settings().sensors == "on" else dg.DefaultSensorStatus.STOPPED
-    ),
+    default_status=SENSOR_STATUS,
     description=(
         "Requests the update of a training run without an end once enough new trainable groups have gathered "
         "(BABYLON_RL_GROUPS_PER_UPDATE when the run was started). One at a time, never twice over the same groups; a "
@@ -46,8 +42,7 @@ def training_due(context: dg.SensorEvaluationContext, database: DatabaseResource
         number = next_attempt(update, attempts_at(context.instance, update), now)
         if isinstance(number, int):
             context.log.info(f"{update.said}: windows {update.first} to {update.last}, attempt {number}")
-            tags = {FIRST: update.first, LAST: update.last}
-            return dg.RunRequest(run_key=f"{update.key}:{number}", tags=tags)
+            return dg.RunRequest(run_key=f"{update.key}:{number}", tags=range_tags(update.first, update.last))
         others.append(number)
     return dg.SkipReason("\n".join(others))
 
@@ -78,7 +73,7 @@ def attempts_at(instance: dg.DagsterInstance, update: DueUpdate) -> list[Attempt
         found[number] = Attempt(
             number=number,
             run_id=run.run_id,
-            last=run.tags.get(LAST, update.last),
+            last=run.tags.get(RANGE_LAST, update.last),
             state=state,
             ended=None if state == "running" else record.update_timestamp.replace(tzinfo=UTC),
         )

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from babylon_rl.defs.automation import SENSOR_STATUS
 from babylon_rl.defs.jobs import materialize_windows
 from babylon_rl.defs.partitions import HOURS, RECORDED
 from babylon_rl.defs.readiness_runs import run_states, runs_in_flight, waits
@@ -16,9 +17,7 @@ from babylon_rl.settings import get_settings
 @dg.sensor(
     job=materialize_windows,
     minimum_interval_seconds=60,
-    default_status=(
-        dg.DefaultSensorStatus.RUNNING if get_settings().sensors == "on" else dg.DefaultSensorStatus.STOPPED
-    ),
+    default_status=SENSOR_STATUS,
     description=(
         "Requests each window that is ready: its hour and the delay after it are over, enough agents finished, and its "
         "outcomes are settled or waited for long enough. Again when what agents wrote there has changed."

@@ -5,20 +5,11 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page
 
+from babylon_rl.materializing import ASSETS
 from babylon_rl_tests.desk.pages import browser, chromium, drawn_plots, open_checks, open_graph, open_partition, page_of
 from babylon_rl_tests.desk.started import Desk
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium: `make browser` installs Debian's (as root)")
-
-ASSETS = (
-    "recorded_trajectories",
-    "windows",
-    "market_outcomes",
-    "scored_trajectories",
-    "art_groups",
-    "trained_checkpoints",
-    "checkpoint_evaluations",
-)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +33,7 @@ def trained(desk: Desk, week: list[str]) -> str:
 
 def test_the_graph_shows_every_asset_and_nothing_that_asks_for_a_mail_address(page: Page, desk: Desk, backfilled):
     open_graph(page, desk.url)
-    for name in ASSETS:
+    for name in ("recorded_trajectories", *ASSETS):
         page.get_by_text(name, exact=True).locator("visible=true").first.wait_for()
     assert not page.get_by_text("Join the Dagster community").count()
 

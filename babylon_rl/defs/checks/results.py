@@ -19,6 +19,7 @@ from psycopg import sql
 from babylon_rl.database.window_rows import open_failures
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata.tables import table
+from babylon_rl.defs.partitions import ONE, RANGE_FIRST, RANGE_LAST
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.staleness import stale_rows
 from babylon_rl.windows import window_range
@@ -65,9 +66,9 @@ def checks_of(asset: str, *checks: Check) -> dg.AssetChecksDefinition:
 
 def run_windows(tags: Mapping[str, str]) -> list[str] | None:
     """Windows of the run with these tags; None for a run without partitions, as of checks that are run alone."""
-    if "dagster/partition" in tags:
-        return [tags["dagster/partition"]]
-    first, last = (tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end"))
+    if ONE in tags:
+        return [tags[ONE]]
+    first, last = tags.get(RANGE_FIRST), tags.get(RANGE_LAST)
     return list(window_range(first, last)) if first and last else None
 
 
