@@ -44,7 +44,7 @@ def db_up() -> None:
     from babylon_rl.database.embedded import EmbeddedServer, default_home
     from babylon_rl.loop import prepare
 
-    settings = settings_for(None).model_copy(update={"database_url": None})
+    settings = settings_for(None).model_copy(update={"database_url": None, "application_url": None})
     prepare(settings)
     server = EmbeddedServer(default_home(settings))
     console.print(f"PostgreSQL is up; its data are in {server.home}", soft_wrap=True)

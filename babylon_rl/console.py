@@ -29,10 +29,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def settings_for(database: str | None, model: str | None = None) -> Settings:
-    """The settings, with the database that was named (and no other) and the model, where one was."""
+    """The settings, with the database that was named (for the application's tables too) and the model."""
     changes: dict[str, Any] = {}
     if database is not None:
-        changes["database_url"] = SecretStr(database)
+        changes |= {"database_url": SecretStr(database), "application_url": None}
     if model is not None:
         changes["base_model"] = model
     return get_settings().model_copy(update=changes)

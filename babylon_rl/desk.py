@@ -58,8 +58,8 @@ def desk_environment(settings: Settings, sensors: bool = True, home: Path | None
     # They do not start in the checkout, where Dagster would read a file named .env.
     values["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), values.get("PYTHONPATH")]))
     values["PYTHONUNBUFFERED"] = "1"
-    if settings.database_url is not None:
-        values["BABYLON_RL_DATABASE_URL"] = settings.database_url.get_secret_value()
+    for name, url in (("BABYLON_RL_DATABASE_URL", settings.database_url), ("DATABASE_URL", settings.application_url)):
+        values[name] = "" if url is None else url.get_secret_value()
     wanted = settings.sensors if "sensors" in settings.model_fields_set else "on"
     values["BABYLON_RL_SENSORS"] = wanted if sensors else "off"
     return values

@@ -102,7 +102,7 @@ class Materializer:
         self._observe(first, last)
         where = {ONE: first} if first == last else range_tags(first, last)
         # By the environment and not as the resource's config, which Dagster stores: the URL may hold a password.
-        with environment({"BABYLON_RL_DATABASE_URL": self.database.url}), warnings.catch_warnings():
+        with environment(self.database.variables()), warnings.catch_warnings():
             # Dagster warns of its own use of its own preview functions.
             warnings.simplefilter("ignore", dg.PreviewWarning)
             result = self.job.execute_in_process(

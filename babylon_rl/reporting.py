@@ -42,7 +42,7 @@ def status(database: Database) -> dict[str, Any]:
     with database.connect() as connection:
         row = promoted(connection)
         counts = connection.execute(
-            """SELECT count(*) FILTER (WHERE recorded + evaluation > 0), count(*) FILTER (WHERE status = 'ready')
+            """SELECT count(*) FILTER (WHERE recorded > 0), count(*) FILTER (WHERE status = 'ready')
                FROM babylon_rl.windows WHERE superseded_at IS NULL"""
         ).fetchone()
         trained = connection.execute(

@@ -27,7 +27,18 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None,
         validation_alias=_name("BABYLON_RL_DATABASE_URL"),
-        description="PostgreSQL that holds the application's tables and ours; empty: the embedded server",
+        description="PostgreSQL that holds our tables, and without DATABASE_URL the application's; empty: the "
+        "embedded server",
+    )
+    application_url: SecretStr | None = Field(
+        None,
+        validation_alias=_name("DATABASE_URL"),
+        description="the application's PostgreSQL in Prisma's spelling; read, never written; empty: the database of "
+        "our tables",
+    )
+    publish_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL whose trained_models and training_batches are told of finished checkpoints; empty: off",
     )
     home: Path = Field(
         REPOSITORY / "var",

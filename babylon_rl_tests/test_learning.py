@@ -142,7 +142,7 @@ def group_of(window: MarketWindow, drawn: list) -> Group:
                 settlement.pnl, settlement.pnl, own.final_balance, run.calls, "logged", own.trajectory_id,
             )
         )  # fmt: skip
-    recorded = RecordedWindow(window_id, usable, [], 0, "revision")
+    recorded = RecordedWindow(window_id, usable, [], "revision")
     return decode_group(build_group(READY, recorded, score_window(recorded, outcomes_of(window, window_id)))["group"])
 
 

@@ -90,7 +90,7 @@ def measure_overhead(settings: Settings, windows_a_range: int, pairs: int, say: 
 def _dagster(settings: Settings, server: EmbeddedServer, database: Database) -> Any:
     """Environment in which Dagster stores its events on the bench's server."""
     scratch = settings.model_copy(update={"database_home": server.home})
-    return environment({**dagster_environment(scratch), "BABYLON_RL_DATABASE_URL": database.url})
+    return environment({**dagster_environment(scratch), **database.variables()})
 
 
 class _Bench:

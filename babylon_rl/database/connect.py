@@ -1,17 +1,20 @@
-"""The database in use: which one the settings name, engines and plain connections to it, errors with a remedy."""
+"""The databases in use: which ones the settings name, engines and plain connections, errors with a remedy."""
 
 import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Self
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
+from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from babylon_rl.database.bulk import encode_json
 from babylon_rl.database.embedded import APPLICATION_DATABASE, EmbeddedServer, default_home
-from babylon_rl.database.urls import database_name, libpq_url, redacted, with_driver
+from babylon_rl.database.urls import database_name, libpq_url, pooled, redacted, schema_of, with_driver
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
 
@@ -19,11 +22,37 @@ CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True)
+class Recordings:
+    """What is read to know what agents did: the application's tables, and what we keep of calls beside them.
+
+    `application`: its search path leads to the application's tables; they are read and never written. `ours`: holds
+    schema `babylon_rl`; the same connection where one database holds both.
+    """
+
+    application: psycopg.Connection
+    ours: psycopg.Connection
+
+    @classmethod
+    def of(cls, connection: psycopg.Connection) -> Self:
+        """Where one database holds both."""
+        return cls(connection, connection)
+
+
+@dataclass(frozen=True)
 class Database:
-    """A database by its URL; `embedded` where it is ours alone, so that the application's tables may be made there."""
+    """The database of our tables by its URL, and the application's where that is another one.
+
+    `embedded`: ours alone, so that the application's tables may be made there. `application_url`: where the recorded
+    tables are read; None: in the same database.
+    """
 
     url: str = field(repr=False)  # may hold a password
     embedded: bool
+    application_url: str | None = field(default=None, repr=False)
+
+    def variables(self) -> dict[str, str]:
+        """Environment in which `open_database` opens these databases and no others."""
+        return {"BABYLON_RL_DATABASE_URL": self.url, "DATABASE_URL": self.application_url or ""}
 
     def engine(self) -> sa.Engine:
         """SQLAlchemy engine over psycopg 3, one for each URL and process; sessions are in UTC."""
@@ -31,45 +60,125 @@ class Database:
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
-        """One transaction on a plain connection in UTC: committed at the end, rolled back by an error.
+        """One transaction on our tables, in UTC: committed at the end, rolled back by an error.
 
         DatabaseError where the server cannot be reached, a right is missing or the schema is not there.
         """
-        try:
-            connection = psycopg.connect(libpq_url(self.url), connect_timeout=CONNECT_SECONDS, autocommit=True)
-        except psycopg.OperationalError as error:
-            raise _unreachable(self.url, error) from None
-        with connection:
-            # A statement, not a connection option: poolers refuse options.
-            connection.execute("SET TIME ZONE 'UTC'")
-            connection.autocommit = False
-            with errors_mended(self.url):
-                yield connection
-                connection.commit()
+        with _transaction(self.url, read_only=False) as connection, errors_mended(self.url):
+            yield connection
+            connection.commit()
+
+    @contextlib.contextmanager
+    def connect_application(self) -> Iterator[psycopg.Connection]:
+        """One snapshot of the application's tables, read only. DatabaseError as in `connect`."""
+        url = self.application_url or self.url
+        with _transaction(url, read_only=True) as connection, errors_mended(url, of_application=True):
+            yield connection
+
+    @contextlib.contextmanager
+    def recordings(self) -> Iterator[Recordings]:
+        """The recordings to read, each database in one snapshot."""
+        with self.connect_application() as application:
+            if self.application_url is None:
+                yield Recordings.of(application)
+                return
+            with _transaction(self.url, read_only=True) as ours, errors_mended(self.url):
+                yield Recordings(application, ours)
+
+    @contextlib.contextmanager
+    def recordings_beside(self, ours: psycopg.Connection) -> Iterator[Recordings]:
+        """The recordings to read in the transaction `ours`, which may write our tables."""
+        if self.application_url is None:
+            yield Recordings.of(ours)
+            return
+        with self.connect_application() as application:
+            yield Recordings(application, ours)
 
 
 def open_database(settings: Settings) -> Database:
-    """The database that the settings name, reached once; without one, the embedded server's, brought up."""
-    if settings.database_url is None or not settings.database_url.get_secret_value():
+    """The databases that the settings name, ours reached once; what is not named is on the embedded server.
+
+    DATABASE_URL alone is read, and written to only where somebody made a schema `babylon_rl` for our role there.
+    """
+    application, ours = _secret(settings.application_url), _secret(settings.database_url)
+    if ours is None and application is not None and _holds_our_schema(application):
+        ours = application
+    if ours is None:
         server = EmbeddedServer(default_home(settings))
         server.up()
-        return Database(server.url(APPLICATION_DATABASE), embedded=True)
-    database = Database(settings.database_url.get_secret_value(), embedded=False)
+        return Database(server.url(APPLICATION_DATABASE), embedded=True, application_url=application)
+    database = Database(ours, embedded=False, application_url=None if application in (None, ours) else application)
     with database.connect():
         return database
 
 
+def _secret(url: SecretStr | None) -> str | None:
+    return (url.get_secret_value() or None) if url else None
+
+
+def _holds_our_schema(url: str) -> bool:
+    with _transaction(url, read_only=True) as connection:
+        query = "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = 'babylon_rl'"
+        found = connection.execute(query).fetchone()
+        return bool(found and found[0])
+
+
 @contextlib.contextmanager
-def errors_mended(url: str) -> Iterator[None]:
+def _transaction(url: str, *, read_only: bool) -> Iterator[psycopg.Connection]:
+    """A connection in UTC that finds the URL's schema; a read-only one sees one snapshot."""
+    try:
+        connection = psycopg.connect(libpq_url(url), connect_timeout=CONNECT_SECONDS, autocommit=True)
+    except psycopg.OperationalError as error:
+        raise _unreachable(url, error) from None
+    with connection:
+        local = pooled(url)
+        if local:
+            connection.prepare_threshold = None
+        if not local:
+            _set_up(connection, url, local)
+        connection.autocommit = False
+        if read_only:
+            connection.read_only = True
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        if local:  # the pooler's next transaction is on another server connection
+            _set_up(connection, url, local)
+        yield connection
+
+
+def _set_up(connection: psycopg.Connection, url: str, local: bool) -> None:
+    # Statements, not connection options: poolers refuse options.
+    connection.execute("SELECT set_config('TimeZone', 'UTC', %s)", (local,))
+    if schema := schema_of(url):
+        path = sql.Identifier(schema).as_string(connection)
+        connection.execute("SELECT set_config('search_path', %s, %s)", (path, local))
+
+
+@contextlib.contextmanager
+def errors_mended(url: str, *, of_application: bool = False) -> Iterator[None]:
     """Turn what a user can mend (rights, missing schema, full disk) into a DatabaseError; all else passes."""
     try:
         yield
     except (psycopg.Error, sa.exc.DBAPIError) as error:
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        remedy = _remedy(cause, url)
+        remedy = (_application_remedy(cause) if of_application else None) or _remedy(cause, url)
         if remedy is None:
             raise
         raise DatabaseError(f"{_first_line(cause)} ({redacted(url)}). {remedy}") from error
+
+
+def _application_remedy(cause: BaseException | None) -> str | None:
+    match cause:
+        case psycopg.errors.InsufficientPrivilege():
+            return (
+                "Its role may not read that. Have the owner run GRANT SELECT ON ALL TABLES IN SCHEMA ... TO that role; "
+                "`babylon-rl verify` lists what is read."
+            )
+        case psycopg.errors.UndefinedTable() | psycopg.errors.InvalidSchemaName() | psycopg.errors.UndefinedColumn():
+            return (
+                "`babylon-rl verify` says which of the application's tables and columns are missing there; "
+                "`babylon-rl db migrate` makes ours."
+            )
+    return None
 
 
 def _remedy(cause: BaseException | None, url: str) -> str | None:
@@ -118,7 +227,7 @@ def _engine(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def in_utc(connection: psycopg.Connection, _record: object) -> None:
-        connection.execute("SET TIME ZONE 'UTC'")
+        _set_up(connection, url, local=False)
         connection.commit()
 
     return engine

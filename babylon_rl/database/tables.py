@@ -8,6 +8,8 @@ in `application_tables.py`, in a MetaData of their own that Alembic never sees.
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from babylon_rl.database import application_tables
+
 SCHEMA = "babylon_rl"
 
 metadata = sa.MetaData(
@@ -82,6 +84,30 @@ recorded_calls = sa.Table(
     _now("recorded_at"),
 )
 
+# What is recorded or imported where the application's tables may not be written: their very columns.
+trajectories, llm_call_logs = (
+    sa.Table(
+        table.name,
+        metadata,
+        *(
+            sa.Column(
+                column.name,
+                column.type,
+                primary_key=column.primary_key,
+                nullable=column.nullable,
+                unique=column.unique,
+                index=column.name in indexed or None,
+                server_default=column.server_default.arg if column.server_default is not None else None,
+            )
+            for column in table.columns
+        ),
+    )
+    for table, indexed in (
+        (application_tables.trajectories, {"windowId", "agentId"}),
+        (application_tables.llm_call_logs, {"trajectoryId"}),
+    )
+)
+
 # --- assets ----------------------------------------------------------------------------------------
 
 windows = asset_table(
@@ -91,9 +117,26 @@ windows = asset_table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("agents", sa.Integer, nullable=False),
     sa.Column("recorded", sa.Integer, nullable=False),
-    sa.Column("usable", sa.Integer, nullable=False),
+    sa.Column("usable", sa.Integer, nullable=False, comment="rows that can be scored"),
     sa.Column("rejected", sa.Integer, nullable=False),
-    sa.Column("evaluation", sa.Integer, nullable=False, comment="rows recorded for an evaluation, not for training"),
+    sa.Column(
+        "trainable", sa.Integer, nullable=False, server_default="0", comment="usable runs whose text can be trained on"
+    ),
+    sa.Column("reasons", Json, nullable=False, server_default="{}", comment="rejected rows by reason"),
+    sa.Column(
+        "not_trainable",
+        Json,
+        nullable=False,
+        server_default="{}",
+        comment="usable rows that are not trainable, by reason",
+    ),
+    sa.Column(
+        "misnamed",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="rows whose windowId is absent or names another window",
+    ),
     sa.Column("pnl_mean", Real),
     sa.Column("pnl_std", Real),
     sa.Column("pnl_min", Real),
@@ -108,6 +151,14 @@ rejected_trajectories = asset_table(
     sa.Column("agent_id", sa.Text),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
+    sa.Column(
+        "refused_for",
+        sa.Text,
+        nullable=False,
+        server_default="scoring",
+        comment="scoring: of no use; training: it is scored and cannot be trained on",
+    ),
+    sa.Column("ended_in", sa.Text, comment="hour in which it ended, where no window is its own"),
     window_required=False,
 )
 

@@ -20,7 +20,7 @@ PRISMA_PARAMETERS = (
 
 
 def _parse(url: str) -> URL:
-    """The URL without Prisma's parameters; its `schema` becomes the search path."""
+    """The URL without Prisma's parameters, which `schema_of` and `pooled` tell."""
     try:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
@@ -31,11 +31,20 @@ def _parse(url: str) -> URL:
             "The database URL cannot be read. Write it as postgresql://user:password@host:5432/database, "
             "with special characters of the password percent-encoded."
         ) from None
-    schema = parsed.query.get("schema")
-    parsed = parsed.difference_update_query(PRISMA_PARAMETERS)
-    if isinstance(schema, str) and schema != "public" and "options" not in parsed.query:
-        parsed = parsed.update_query_dict({"options": f'-csearch_path="{schema}"'})
-    return parsed
+    return parsed.difference_update_query(PRISMA_PARAMETERS)
+
+
+def schema_of(url: str) -> str | None:
+    """The schema that Prisma's `?schema=` names; None where the URL names none."""
+    _parse(url)
+    schema = make_url(url).query.get("schema")
+    return schema if isinstance(schema, str) and schema else None
+
+
+def pooled(url: str) -> bool:
+    """Whether Prisma's `?pgbouncer=true` says that a transaction is all that one server connection is kept for."""
+    _parse(url)
+    return make_url(url).query.get("pgbouncer") == "true"
 
 
 def with_driver(url: str, driver: Literal["psycopg", "psycopg2"]) -> str:

@@ -22,9 +22,10 @@ from babylon_rl.readiness.sweep import Range, sweep
 )
 def hourly_window_sweep(context: dg.ScheduleEvaluationContext, database: DatabaseResource):
     """One run a range; nothing where every hour is explained."""
-    with database.open().connect() as connection:
+    opened = database.open()
+    with opened.connect() as connection, opened.recordings_beside(connection) as recordings:
         ranges = sweep(
-            connection,
+            recordings,
             context.scheduled_execution_time,
             waits(),
             HOURS.get_first_partition_key() or "",

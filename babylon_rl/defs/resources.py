@@ -18,6 +18,6 @@ class DatabaseResource(dg.ConfigurableResource):
         if self._opened is None:
             settings = get_settings()
             if self.url:
-                settings = settings.model_copy(update={"database_url": SecretStr(self.url)})
+                settings = settings.model_copy(update={"database_url": SecretStr(self.url), "application_url": None})
             self._opened = open_database(settings)
         return self._opened

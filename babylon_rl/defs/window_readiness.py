@@ -25,9 +25,10 @@ from babylon_rl.settings import get_settings
 )
 def window_readiness(context: dg.SensorEvaluationContext, database: DatabaseResource) -> dg.SensorResult:
     """The run key carries the window's revision: the same data give no second run, late data do."""
-    with database.open().connect() as connection:
+    opened = database.open()
+    with opened.connect() as connection, opened.recordings_beside(connection) as recordings:
         found = tick(
-            connection,
+            recordings,
             Walk.of(context.cursor),
             datetime.now(UTC),
             waits(),

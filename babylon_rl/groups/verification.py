@@ -9,6 +9,7 @@ import pandas as pd
 import psycopg
 
 from babylon_rl.database.bulk import read_frame, stream_rows
+from babylon_rl.database.connect import Recordings
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import art_groups
 from babylon_rl.errors import TrainingError
@@ -39,7 +40,7 @@ def not_trainable(connection: psycopg.Connection, window_ids: Sequence[str]) -> 
     return read_frame(connection, statement)
 
 
-def altered_groups(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd.DataFrame:
+def altered_groups(recordings: Recordings, window_ids: Sequence[str]) -> pd.DataFrame:
     """Stored groups that do not match their digest, or whose text is not the recorded text: window_id, what.
 
     A window that was recorded anew since its group was built is not compared: its group is stale, which is no damage.
@@ -49,8 +50,8 @@ def altered_groups(connection: psycopg.Connection, window_ids: Sequence[str]) ->
     statement = current_rows(art_groups, window_ids).with_only_columns(
         columns.window_id, columns.group, columns.group_digest, columns.members, columns.window_revision
     )
-    reader, found = RangeReader(connection, window_ids), []
-    for window_id, stored, digest, members, revision in stream_rows(connection, statement, batch=20):
+    reader, found = RangeReader(recordings, window_ids), []
+    for window_id, stored, digest, members, revision in stream_rows(recordings.ours, statement, batch=20):
         try:
             group = decode_group(stored)
             if digest_of(group) != digest:

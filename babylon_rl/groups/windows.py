@@ -18,9 +18,9 @@ def group_windows(
     """Rows of `art_groups`; `windows` and `scored` are the rows of all the windows."""
     by_id = {row["window_id"]: row for row in windows.to_dict("records")}
     scores = dict(iter(scored.groupby("window_id"))) if len(scored) else {}
-    with database.connect() as connection:
-        waiting = waiting_for(connection, ("windows", "market_outcomes", "scored_trajectories"), window_ids)
-        reader = RangeReader(connection, window_ids)
+    with database.recordings() as recordings:
+        waiting = waiting_for(recordings.ours, ("windows", "market_outcomes", "scored_trajectories"), window_ids)
+        reader = RangeReader(recordings, window_ids)
 
         def build(window_id: str) -> dict[str, Any]:
             if window_id not in by_id:

@@ -16,7 +16,7 @@ from babylon_rl.outcomes.outcomes import COLUMNS, window_outcomes
 
 def outcome_windows(database: Database, window_ids: Sequence[str], now: datetime | None = None) -> WindowRows:
     """Rows of `market_outcomes`; `now` as in `outcomes_of`."""
-    with database.connect() as connection:
+    with database.connect_application() as connection:
         made, failed = each_window(window_ids, lambda window_id: window_outcomes(connection, window_id, now))
     frame = pd.DataFrame([row for rows in made for row in rows], columns=COLUMNS)
     return WindowRows(frame, tuple(window_ids), failed)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import psycopg
 
+from babylon_rl.database.connect import Recordings
 from babylon_rl.outcomes.outcomes import awaited_outcomes
 from babylon_rl.readiness.changes import Walk, changed_windows, misnamed
 from babylon_rl.readiness.ledger import (
@@ -72,7 +73,7 @@ class Tick:
 
 
 def tick(
-    connection: psycopg.Connection,
+    recordings: Recordings,
     walk: Walk,
     now: datetime,
     waits: Waits,
@@ -81,19 +82,20 @@ def tick(
     run_states: RunStates,
     in_flight: int,
 ) -> Tick | None:
-    """One look at the recordings, in the caller's transaction; None where another tick is at work.
+    """One look at the recordings, in the transaction of `recordings.ours`; None where another tick is at work.
 
     `first_window`: earlier ones are no partitions. `run_states`: of runs by run key, without the keys of which there
     is no run. `in_flight`: runs of the sensor that are queued or running.
     """
+    connection = recordings.ours
     if not alone(connection, wait=False):
         return None
     changed, walk = changed_windows(connection, walk, now, look_back_hours)
     partitions = [w for w in changed if first_window <= w < END_OF_TIME]
     mark_changed(connection, [(w, _unread(w, waits, now), settled_at(w, waits)) for w in partitions], now)
-    observed = _read_changed(connection, now)
+    observed = _read_changed(recordings, now)
     again = follow(connection, now, run_states)
-    requests = again + _request_ready(connection, now, waits, run_states, in_flight + len(again))
+    requests = again + _request_ready(recordings, now, waits, run_states, in_flight + len(again))
     return Tick(walk, requests, observed, waiting_lines(connection))
 
 
@@ -105,11 +107,12 @@ def _unread(window_id: str, waits: Waits, now: datetime) -> str:
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def _read_changed(connection: psycopg.Connection, now: datetime) -> list[Observed]:
+def _read_changed(recordings: Recordings, now: datetime) -> list[Observed]:
     """Read what changed and is over, as much as a tick may; the windows whose revision is another one."""
+    connection = recordings.ours
     entries = _few(connection, due_entries(connection, "changed", now, MOST_READ))
     elsewhere = misnamed(connection, [entry.window_id for entry in entries]) if entries else {}
-    read = [_read(connection, entry, elsewhere[entry.window_id], now) for entry in entries]
+    read = [_read(recordings, entry, elsewhere[entry.window_id], now) for entry in entries]
     found = materialized(connection, [entry.window_id for entry in entries])
     after = [confirmed(entry, found.get(entry.window_id), now) or entry for entry, _ in read]
     save(connection, after)
@@ -140,14 +143,14 @@ def _few(connection: psycopg.Connection, entries: list[Entry]) -> list[Entry]:
 
 
 def _read(
-    connection: psycopg.Connection, entry: Entry, elsewhere: Sequence[str], now: datetime
+    recordings: Recordings, entry: Entry, elsewhere: Sequence[str], now: datetime
 ) -> tuple[Entry, RecordedWindow | None]:
     """The entry with the window's revision; where that is the one known already, with what was requested for it."""
     try:
-        with connection.transaction():
-            window = read_window(connection, entry.window_id, elsewhere)
+        with recordings.ours.transaction():
+            window = read_window(recordings, entry.window_id, elsewhere)
     except Exception as error:  # one window that cannot be read holds up no other; the ledger says what it was
-        if connection.broken:
+        if recordings.ours.broken or recordings.application.broken:
             raise
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         reason = f"it cannot be read ({said}); mend its rows in trajectories, and it is read again"
@@ -226,14 +229,15 @@ def _after_failure(entry: Entry, state: str, said: str | None, now: datetime) ->
 
 
 def _request_ready(
-    connection: psycopg.Connection, now: datetime, waits: Waits, run_states: RunStates, in_flight: int
+    recordings: Recordings, now: datetime, waits: Waits, run_states: RunStates, in_flight: int
 ) -> list[Request]:
     """Look again at windows that wait, and request what is ready, oldest first, as far as there is room."""
+    connection = recordings.ours
     entries = due_entries(connection, "waiting", now, MOST_REQUESTS + MOST_READ)
     if not entries:
         return []
     ids = [entry.window_id for entry in entries]
-    found, awaited = materialized(connection, ids), awaited_outcomes(connection, ids)
+    found, awaited = materialized(connection, ids), awaited_outcomes(recordings.application, ids)
     underway = sum(not (entry.run_key or "").startswith(SWEEP) for entry in requested_entries(connection))
     room = MOST_REQUESTS - max(in_flight, underway)
     after: list[Entry] = []

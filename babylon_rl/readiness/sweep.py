@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-import psycopg
 from psycopg.rows import class_row
 
+from babylon_rl.database.connect import Recordings
 from babylon_rl.errors import WindowIdError
 from babylon_rl.readiness.ledger import Entry, alone, save
 from babylon_rl.readiness.requests import SWEEP, RunStates, follow, requested
@@ -54,18 +54,17 @@ _LEFT_OVER = """
 """
 
 
-def sweep(
-    connection: psycopg.Connection, now: datetime, waits: Waits, first_window: str, run_states: RunStates
-) -> list[Range]:
-    """Ranges to materialize, oldest first, in the caller's transaction; a tick of the sensor is waited for.
+def sweep(recordings: Recordings, now: datetime, waits: Waits, first_window: str, run_states: RunStates) -> list[Range]:
+    """Ranges to materialize, oldest first, in the transaction of `recordings.ours`; a tick of the sensor is waited for.
 
     `first_window`: earlier ones are no partitions. `now` names the runs: a sweep that is tried again asks for the same.
     """
+    connection = recordings.ours
     alone(connection, wait=True)
     follow(connection, now, run_states, prefix=SWEEP)
     wait = max(timedelta(minutes=waits.settling_minutes), timedelta(hours=waits.outcome_wait_hours))
     last = shift_window(window_of(now - wait), -1)
-    first = first_recorded_window(connection, first_window, last)
+    first = first_recorded_window(recordings, first_window, last)
     if first is None or first > last:
         return []
     values = {"first": first, "last": last, "now": now, "forgotten": now - FORGOTTEN}
@@ -81,10 +80,10 @@ def sweep(
     return ranges
 
 
-def first_recorded_window(connection: psycopg.Connection, first_window: str, last: str) -> str | None:
+def first_recorded_window(recordings: Recordings, first_window: str, last: str) -> str | None:
     """The earliest window from `first_window` to `last` that something was recorded in, by indexes; None without."""
-    named = connection.execute(_FIRST_NAMED, {"first": first_window, "last": last}).fetchone()
-    seen = connection.execute(_FIRST_SEEN, {"first": first_window}).fetchone()
+    named = recordings.application.execute(_FIRST_NAMED, {"first": first_window, "last": last}).fetchone()
+    seen = recordings.ours.execute(_FIRST_SEEN, {"first": first_window}).fetchone()
     known = [row[0] for row in (named, seen) if row and row[0] and _is_window(row[0])]
     return min(known, default=None)
 

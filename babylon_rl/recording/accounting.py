@@ -39,7 +39,7 @@ def count_recorded(connection: psycopg.Connection, window_ids: Sequence[str]) ->
 
 
 def unaccounted(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd.DataFrame:
-    """Windows whose stored counts do not add up: window_id, recorded, usable, rejected, evaluation, rejected_rows.
+    """Windows whose stored counts do not add up: window_id, recorded, usable, rejected, rejected_rows.
 
     `recorded` was counted by the database in the snapshot that the reader read, so that rows which came since are no
     error; `rejected_rows` are those of `rejected_trajectories`.
@@ -51,9 +51,9 @@ def unaccounted(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd
     )
     rejected = dict(connection.execute(query, (list(window_ids),)).fetchall())
     books["rejected_rows"] = [rejected.get(window_id, 0) for window_id in books["window_id"]]
-    told = books["usable"] + books["rejected"] + books["evaluation"]
+    told = books["usable"] + books["rejected"]
     wrong = (told != books["recorded"]) | (books["rejected"] != books["rejected_rows"])
-    columns = ["window_id", "recorded", "usable", "rejected", "evaluation", "rejected_rows"]
+    columns = ["window_id", "recorded", "usable", "rejected", "rejected_rows"]
     return books.loc[wrong, columns].reset_index(drop=True)
 
 

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from babylon_rl.database.application_tables import llm_call_logs, trajectories
 from babylon_rl.database.bulk import compiled, encode_json, read_frame, stream_rows
+from babylon_rl.database.connect import Recordings
 from babylon_rl.database.tables import recorded_calls
 from babylon_rl.errors import RecordingError
 from babylon_rl.recording.records import LLMCall, RecordedCall, Step
@@ -59,8 +60,8 @@ class RangeReader:
     The application has no index on its times, so each look is a scan of its table.
     """
 
-    def __init__(self, connection: psycopg.Connection, window_ids: Sequence[str]) -> None:
-        self.connection = connection
+    def __init__(self, recordings: Recordings, window_ids: Sequence[str]) -> None:
+        self.recordings = recordings
         wanted = sorted(set(window_ids))
         for window_id in wanted:
             parse_window_id(window_id)
@@ -70,7 +71,7 @@ class RangeReader:
 
     def read(self, window_id: str) -> RecordedWindow:
         """As `read_window`, for a window of the range."""
-        return _window(self.connection, window_id, self.misnamed(window_id))
+        return _window(self.recordings, window_id, self.misnamed(window_id))
 
     def misnamed(self, window_id: str) -> list[str]:
         """Trajectories that ended in the window and name another or none."""
@@ -78,45 +79,39 @@ class RangeReader:
             chunk = self._chunks[window_id]
             # What an earlier chunk found is done with; a range may be years long.
             self._misnamed = {one: [] for one in chunk}
-            for trajectory_id, ended in self.connection.execute(*compiled(_misnamed(chunk))):
+            for trajectory_id, ended in self.recordings.application.execute(*compiled(_misnamed(chunk))):
                 if (own := window_of(ended)) in self._misnamed:
                     self._misnamed[own].append(trajectory_id)
         return self._misnamed[window_id]
 
 
-def read_window(
-    connection: psycopg.Connection, window_id: str, misnamed: Sequence[str] | None = None
-) -> RecordedWindow:
+def read_window(recordings: Recordings, window_id: str, misnamed: Sequence[str] | None = None) -> RecordedWindow:
     """Everything recorded in a window, ordered by trajectory id. WindowIdError for a text that is no window id.
 
     `misnamed`: ids of the trajectories that ended in it and name another window or none, from a caller who knows them;
     otherwise the whole table is searched for them.
     """
     if misnamed is not None:
-        return _window(connection, window_id, misnamed)
-    return RangeReader(connection, [window_id]).read(window_id)
+        return _window(recordings, window_id, misnamed)
+    return RangeReader(recordings, [window_id]).read(window_id)
 
 
-def read_windows(connection: psycopg.Connection, window_ids: Sequence[str]) -> Iterator[RecordedWindow]:
+def read_windows(recordings: Recordings, window_ids: Sequence[str]) -> Iterator[RecordedWindow]:
     """The windows, one after the other in the order given; one window's recordings are in memory at a time."""
-    return map(RangeReader(connection, window_ids).read, window_ids)
+    return map(RangeReader(recordings, window_ids).read, window_ids)
 
 
-def _window(connection: psycopg.Connection, window_id: str, misnamed: Sequence[str]) -> RecordedWindow:
+def _window(recordings: Recordings, window_id: str, misnamed: Sequence[str]) -> RecordedWindow:
     start = parse_window_id(window_id)
     rejected: list[Rejected] = []
     finished: list[tuple[dict[str, Any], list[Step]]] = []
-    evaluation = 0
-    for row in _rows(connection, window_id, misnamed):
-        if row["isEvaluation"] and window_of(row["endTime"]) == window_id:
-            evaluation += 1
-            continue
+    for row in _rows(recordings.application, window_id, misnamed):
         try:
             finished.append((row, _usable_steps(row, window_id)))
         except _Refusal as refusal:
             rejected.append(Rejected(row["trajectoryId"], row["agentId"], refusal.reason, refusal.detail))
-    finished, usable = _with_logged_texts(connection, finished), []
-    calls = read_calls(connection, [row["trajectoryId"] for row, _ in finished])
+    finished, usable = _with_logged_texts(recordings.application, finished), []
+    calls = read_calls(recordings.ours, [row["trajectoryId"] for row, _ in finished])
     for row, steps in finished:
         try:
             usable.append(_trajectory(row, steps, calls.get(row["trajectoryId"], []), window_id, start))
@@ -124,7 +119,7 @@ def _window(connection: psycopg.Connection, window_id: str, misnamed: Sequence[s
             rejected.append(Rejected(row["trajectoryId"], row["agentId"], refusal.reason, refusal.detail))
     usable.sort(key=lambda t: t.trajectory_id)
     rejected.sort(key=lambda r: r.trajectory_id)
-    return RecordedWindow(window_id, usable, rejected, evaluation, window_revision(usable))
+    return RecordedWindow(window_id, usable, rejected, window_revision(usable))
 
 
 def read_calls(connection: psycopg.Connection, trajectory_ids: Sequence[str]) -> dict[str, list[RecordedCall]]:
@@ -248,6 +243,8 @@ def _usable_steps(row: dict[str, Any], window_id: str) -> list[Step]:
         )
     if row["agentId"] == ENGINE:
         raise _Refusal("not_an_agent", f"{ENGINE} records the engine's decisions, not an agent's")
+    if row["isEvaluation"]:
+        raise _Refusal("evaluation", "isEvaluation is true: it is compared, never trained on")
     if not row["isTrainingData"]:
         raise _Refusal("not_training_data", "isTrainingData is false")
     if row["finalStatus"] not in FINISHED:

@@ -1,6 +1,7 @@
 """A recorded window in one row: its counts, its P&L, and whether it is ready to be trained on; its rejected rows."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -31,7 +32,10 @@ def window_summary(recorded: RecordedWindow, min_agents: int, now: datetime) -> 
         "recorded": recorded.recorded,
         "usable": len(recorded.usable),
         "rejected": len(recorded.rejected),
-        "evaluation": recorded.evaluation,
+        "trainable": sum(t.provenance != "no_text" for t in recorded.usable),
+        "reasons": dict(Counter(sorted(r.reason for r in recorded.rejected))),
+        "not_trainable": dict(Counter(sorted(t.provenance for t in recorded.usable if t.provenance == "no_text"))),
+        "misnamed": 0,
         "pnl_mean": statistics.fmean(pnls) if pnls else None,
         "pnl_std": statistics.stdev(pnls) if len(pnls) > 1 else None,
         "pnl_min": min(pnls, default=None),
@@ -52,10 +56,9 @@ def summarize_windows(database: Database, window_ids: Sequence[str], min_agents:
     One window's steps are in memory at a time. `recorded` is what the database counts in the snapshot that is read.
     """
     now = datetime.now(UTC)
-    with database.connect() as connection:
-        # One snapshot: a row that comes between reading and counting would look like one that was lost.
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        counts, reader = count_recorded(connection, window_ids), RangeReader(connection, window_ids)
+    # One snapshot: a row that comes between reading and counting would look like one that was lost.
+    with database.recordings() as recordings:
+        counts, reader = count_recorded(recordings.application, window_ids), RangeReader(recordings, window_ids)
 
         def summarize(window_id: str) -> tuple[dict[str, Any], pd.DataFrame]:
             recorded = reader.read(window_id)
@@ -76,8 +79,6 @@ def _status(recorded: RecordedWindow, min_agents: int, now: datetime) -> tuple[s
     if not recorded.usable:
         if recorded.rejected:
             return "empty", f"none of {len(recorded.rejected)} recorded trajectories can be used"
-        if recorded.evaluation:
-            return "empty", f"only {recorded.evaluation} evaluation runs were recorded"
         return "empty", "nothing was recorded"
     if recorded.agents < min_agents:
         return "too_few_agents", f"{recorded.agents} of at least {min_agents} agents"

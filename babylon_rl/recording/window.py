@@ -48,18 +48,17 @@ class Rejected:
 
 @dataclass(frozen=True)
 class RecordedWindow:
-    """All that was recorded in a window. `evaluation`: rows of evaluations, which are neither used nor rejected."""
+    """All that was recorded in a window."""
 
     window_id: str
     usable: list[UsableTrajectory]
     rejected: list[Rejected]
-    evaluation: int
     revision: str = field(default="")
 
     @property
     def recorded(self) -> int:
         """Rows recorded in the window, evaluations included."""
-        return len(self.usable) + len(self.rejected) + self.evaluation
+        return len(self.usable) + len(self.rejected)
 
     @property
     def agents(self) -> int:

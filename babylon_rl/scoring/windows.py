@@ -14,9 +14,9 @@ def score_windows(database: Database, window_ids: Sequence[str], outcomes: pd.Da
     """Rows of `scored_trajectories`; `outcomes` are those of all the windows."""
     scorer_of(scorer)
     by_window = dict(iter(outcomes.groupby("window_id"))) if len(outcomes) else {}
-    with database.connect() as connection:
-        waiting = waiting_for(connection, ("windows", "market_outcomes"), window_ids)
-        reader = RangeReader(connection, window_ids)
+    with database.recordings() as recordings:
+        waiting = waiting_for(recordings.ours, ("windows", "market_outcomes"), window_ids)
+        reader = RangeReader(recordings, window_ids)
         frames, failed = each_window(
             window_ids, lambda w: score_window(reader.read(w), by_window.get(w, outcomes.iloc[:0]), scorer), waiting
         )

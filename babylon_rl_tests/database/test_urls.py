@@ -2,7 +2,15 @@
 
 import pytest
 
-from babylon_rl.database.urls import database_name, libpq_url, redacted, with_driver, without_password
+from babylon_rl.database.urls import (
+    database_name,
+    libpq_url,
+    pooled,
+    redacted,
+    schema_of,
+    with_driver,
+    without_password,
+)
 from babylon_rl.errors import DatabaseError
 
 
@@ -14,9 +22,10 @@ def test_any_postgresql_url_gets_the_driver_that_was_asked_for(scheme):
     assert libpq_url(url) == "postgresql://u:p%40ss@host:5433/name?sslmode=require"
 
 
-def test_prismas_parameters_are_dropped_and_its_schema_becomes_the_search_path():
+def test_prismas_parameters_are_dropped_and_told_apart():
     assert libpq_url("postgresql://h/n?schema=public&connection_limit=5&pgbouncer=true") == "postgresql://h/n"
-    assert "search_path" in libpq_url("postgresql://h/n?schema=game")
+    assert schema_of("postgresql://h/n?schema=game") == "game" and schema_of("postgresql://h/n") is None
+    assert pooled("postgres://h/n?pgbouncer=true") and not pooled("postgres://h/n?connection_limit=5")
 
 
 def test_no_password_is_shown():

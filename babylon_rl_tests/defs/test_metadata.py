@@ -22,7 +22,7 @@ STEP = {"loss": 0.1, "entropy": 1.0, "ratio": 1.0, "grad_norm": 0.5, "clipped": 
 
 def window_row(**changes) -> dict:
     row = {"window_id": WINDOW, "status": "ready", "reason": "8 agents", "agents": 8, "recorded": 9,
-           "usable": 8, "rejected": 1, "evaluation": 0, "pnl_mean": 1.25, "pnl_std": 2.0,
+           "usable": 8, "trainable": 8, "rejected": 1, "pnl_mean": 1.25, "pnl_std": 2.0,
            "pnl_min": -5.0, "pnl_max": 12.5}  # fmt: skip
     return {**row, **changes}
 

@@ -3,6 +3,7 @@
 import dagster as dg
 import pytest
 
+from babylon_rl.database.connect import Recordings
 from babylon_rl.database import tables
 from babylon_rl.database.history import replace_windows
 from babylon_rl.database.window_rows import open_failures
@@ -142,7 +143,7 @@ def test_stored_text_is_compared_with_the_recorded_text_and_late_data_is_no_dama
 
     def found() -> list[str]:
         with database.connect() as connection:
-            return altered_groups(connection, [WINDOW])["what"].tolist()
+            return altered_groups(Recordings.of(connection), [WINDOW])["what"].tolist()
 
     assert rows(database, "SELECT status, members FROM babylon_rl.art_groups") == [("trainable", 3)] and not found()
     change(

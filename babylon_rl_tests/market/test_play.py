@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from babylon_rl.database.connect import Recordings
 from babylon_rl.errors import RecordingError, ServingError, SettingsError
 from babylon_rl.market import endpoint as endpoint_module
 from babylon_rl.market.actions import choices
@@ -58,7 +59,7 @@ def test_each_window_is_recorded_whole_with_what_was_sampled(database, recorder)
     ]
     with database.connect() as connection:
         for one in played:
-            window = read_window(connection, one.window_id)
+            window = read_window(Recordings.of(connection), one.window_id)
             assert not window.rejected and {t.provenance for t in window.usable} == {"logged"}
             assert {t.agent_id: t.window_pnl for t in window.usable} == {d.agent_id: d.pnl for d in one.decisions}
             assert window_summary(window, 8, datetime.now(UTC))["status"] == "ready"
@@ -93,7 +94,7 @@ def test_recorded_prices_tell_the_same_pnl_as_the_settlement(database, recorder)
     (played,), _ = play(database, recorder, first_choice, hours(1), agents=8)
     with database.connect() as connection:
         truth = outcomes_of(connection, [FIRST]).set_index("instrument")
-        usable = {t.agent_id: t for t in read_window(connection, FIRST).usable}
+        usable = {t.agent_id: t for t in read_window(Recordings.of(connection), FIRST).usable}
     assert set(truth.index) == {"ACME", "BOLT", "CRUX", f"MOON-{FIRST}"} and truth["settled"].all()
     for decision in played.decisions:
         action = usable[decision.agent_id].steps[0].action
@@ -113,7 +114,7 @@ def test_a_malformed_answer_is_a_failed_action_that_earns_nothing_and_is_kept(da
     (played,), _ = play(database, recorder, reply, hours(1))
     assert played.valid_share == 0.75 and set(played.pnls) == {0.0}
     with database.connect() as connection:
-        failed = [t for t in read_window(connection, FIRST).usable if not t.steps[0].action.success]
+        failed = [t for t in read_window(Recordings.of(connection), FIRST).usable if not t.steps[0].action.success]
         status = connection.execute('SELECT DISTINCT "finalStatus" FROM trajectories ORDER BY 1').fetchall()
     assert [t.steps[0].action.action_type for t in failed] == ["malformed"]
     assert "is not one of: BUY MOON" in failed[0].steps[0].action.error and failed[0].provenance == "logged"
@@ -127,7 +128,7 @@ def test_an_endpoint_that_does_not_say_what_it_sampled_still_plays_unlogged(data
     (played,), _ = play(database, recorder, lambda body: (200, completion("BUY ACME", **missing)), hours(1))
     assert played.logged_share == 0
     with database.connect() as connection:
-        assert {t.provenance for t in read_window(connection, FIRST).usable} == {"no_logprobs"}
+        assert {t.provenance for t in read_window(Recordings.of(connection), FIRST).usable} == {"no_logprobs"}
 
 
 def test_token_ids_are_also_read_from_the_logprobs_and_the_checkpoint_from_the_model(database, recorder):
@@ -187,7 +188,7 @@ def test_windows_finished_before_an_endpoint_fails_stay_and_the_failed_one_leave
     recorder.flush()
     with database.connect() as connection:
         assert whole_windows(connection, [w for w, _ in windows], 4) == {w for w, _ in windows[:2]}
-        assert read_window(connection, windows[2][0]).recorded == 0
+        assert read_window(Recordings.of(connection), windows[2][0]).recorded == 0
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "nonsense", "http://"])
@@ -230,12 +231,12 @@ def test_evaluations_are_recorded_apart_from_training_with_their_arm(database, r
     recorder.flush()
     with database.connect() as connection:
         frame = read_evaluation(connection, [w for w, _ in windows], "test")
-        window = read_window(connection, FIRST)
+        window = read_window(Recordings.of(connection), FIRST)
     assert set(frame["arm"]) == {"base", *POLICIES} and len(frame) == 2 * 4 * 6 and frame["valid"].all()
     assert (frame.loc[frame["arm"] == "hold", "pnl"] == 0).all()
     buys = [frame[frame["arm"] == arm].reset_index(drop=True) for arm in ("base", "always_buy")]
     assert buys[0]["pnl"].tolist() == buys[1]["pnl"].tolist() and (buys[0]["capital"] > 0).all()
-    assert not window.usable and window.evaluation == 4 * 6
+    assert not window.usable and [r.reason for r in window.rejected] == ["evaluation"] * (4 * 6)
 
 
 def test_a_live_hour_is_played_in_turns_and_recorded_in_it(database, recorder):
@@ -253,7 +254,7 @@ def test_a_live_hour_is_played_in_turns_and_recorded_in_it(database, recorder):
     recorder.flush()
     assert played.window_id == FIRST and len(played.decisions) == 4
     with database.connect() as connection:
-        window = read_window(connection, FIRST)
+        window = read_window(Recordings.of(connection), FIRST)
         assert len(window.usable) == 4 and window_summary(window, 3, start)["status"] == "open"
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pandas as pd
 import pytest
 
-from babylon_rl.database.connect import Database
+from babylon_rl.database.connect import Database, Recordings
 from babylon_rl.database.history import replace_windows
 from babylon_rl.database.tables import art_groups
 from babylon_rl.database.tables import windows as table
@@ -48,8 +48,8 @@ class World:
     def tick(self, minutes: float = 1) -> Tick:
         with self.database.connect() as connection:
             found = tick(
-                connection, self.walk, self.now, self.waits, self.look_back_hours, START, self.run_states,
-                self.in_flight,
+                Recordings.of(connection), self.walk, self.now, self.waits, self.look_back_hours, START,
+                self.run_states, self.in_flight,
             )  # fmt: skip
         assert found is not None
         self.walk = Walk.of(found.walk.cursor())
@@ -96,7 +96,7 @@ def materialize(world: World, *window_ids: str) -> None:
     with world.database.connect() as connection:
         rows = [
             window_summary(recorded, world.waits.min_agents, world.now)
-            for recorded in read_windows(connection, window_ids)
+            for recorded in read_windows(Recordings.of(connection), window_ids)
         ]
         groups = [
             {

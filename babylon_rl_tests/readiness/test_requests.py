@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from babylon_rl.database.connect import Recordings
 from babylon_rl.readiness import requests
 from babylon_rl.readiness.requests import MOST_REQUESTS, RELAUNCH, tick
 from babylon_rl.windows import parse_window_id, shift_window
@@ -207,10 +208,10 @@ def test_a_window_that_cannot_be_read_says_so_and_holds_up_no_other(world, monke
     world.now += timedelta(hours=1)
     read = requests.read_window
 
-    def reading(connection, window_id, misnamed):
+    def reading(recordings, window_id, misnamed):
         if window_id == WINDOW:
-            connection.execute("SELECT 1/0")
-        return read(connection, window_id, misnamed)
+            recordings.application.execute("SELECT 1/0")
+        return read(recordings, window_id, misnamed)
 
     monkeypatch.setattr(requests, "read_window", reading)
     assert world.ids() == [NEXT]
@@ -342,7 +343,7 @@ def test_two_ticks_that_race_request_each_window_once(world):
     def race() -> None:
         ready.wait()
         with world.database.connect() as connection:
-            found = tick(connection, world.walk, world.now, world.waits, 48, START, world.run_states, 0)
+            found = tick(Recordings.of(connection), world.walk, world.now, world.waits, 48, START, world.run_states, 0)
             (asked if found else skipped).append(found)
 
     threads = [threading.Thread(target=race) for _ in range(4)]
@@ -358,5 +359,5 @@ def test_a_tick_stands_back_while_another_is_at_work(world):
     world.window()
     with world.database.connect() as first, world.database.connect() as second:
         arguments = (world.walk, world.now, world.waits, 48, START, world.run_states, 0)
-        assert tick(first, *arguments).requests
-        assert tick(second, *arguments) is None
+        assert tick(Recordings.of(first), *arguments).requests
+        assert tick(Recordings.of(second), *arguments) is None

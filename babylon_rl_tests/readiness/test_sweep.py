@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from babylon_rl.database.connect import Recordings
 from babylon_rl.readiness import sweep as module
 from babylon_rl.readiness.sweep import Range, sweep
 from babylon_rl.windows import parse_window_id, shift_window, window_range
@@ -11,7 +12,7 @@ from babylon_rl_tests.recording.runs import WINDOW
 
 def swept(world: World) -> list[Range]:
     with world.database.connect() as connection:
-        return sweep(connection, world.now, world.waits, START, world.run_states)
+        return sweep(Recordings.of(connection), world.now, world.waits, START, world.run_states)
 
 
 def spans(ranges: list[Range]) -> list[tuple[str, str]]:
@@ -133,4 +134,4 @@ def test_names_that_only_look_like_windows_are_not_the_first_hour(world):
     world.row("early", window=at(0), windowId="2023-02-01T10:00")
     world.tick()
     with world.database.connect() as connection:
-        assert module.first_recorded_window(connection, START, at(9)) == at(0)
+        assert module.first_recorded_window(Recordings.of(connection), START, at(9)) == at(0)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babylon_rl.database.connect import Recordings
 from babylon_rl.errors import RecordingError, WindowIdError
 from babylon_rl.recording import reader
 from babylon_rl.recording.accounting import count_recorded
@@ -40,10 +41,11 @@ def test_every_row_is_used_counted_or_rejected_with_its_reason(connection):
     add_row(connection, "engine", "market-decision-engine")
     add_row(connection, "elsewhere", endTime=datetime(2025, 1, 15, 11, 30, tzinfo=UTC))
     add_row(connection, "test:arm", isEvaluation=True, batchId="test:arm")
-    window = read_window(connection, WINDOW)
-    assert [t.trajectory_id for t in window.usable] == ["good"] and window.evaluation == 1
+    window = read_window(Recordings.of(connection), WINDOW)
+    assert [t.trajectory_id for t in window.usable] == ["good"]
     assert {r.trajectory_id: r.reason for r in window.rejected} == {
         "cut": "invalid_json",
+        "test:arm": "evaluation",
         "shape": "invalid_steps",
         "list": "invalid_steps",
         "empty": "empty_steps",
@@ -66,13 +68,13 @@ def test_a_row_belongs_to_the_window_in_which_it_ended_and_to_no_other(connectio
     add_row(connection, "foreign", windowId="2025-01-15T09:00")
     add_row(connection, "first-moment", windowId=None, endTime=end.replace(minute=0))
     add_row(connection, "next-hour", windowId=None, endTime=end.replace(hour=11, minute=0))
-    assert [t.trajectory_id for t in read_window(connection, WINDOW).usable] == [
+    assert [t.trajectory_id for t in read_window(Recordings.of(connection), WINDOW).usable] == [
         "first-moment",
         "foreign",
         "null",
         "odd",
     ]
-    before = read_window(connection, "2025-01-15T09:00")
+    before = read_window(Recordings.of(connection), "2025-01-15T09:00")
     assert before.usable == [] and [r.reason for r in before.rejected] == ["window_mismatch"]
     assert "2025-01-15T10:00" in before.rejected[0].detail
 
@@ -89,12 +91,14 @@ def test_a_range_is_read_as_its_windows_are_one_by_one(connection, monkeypatch, 
         add_row(connection, f"t{number:02}", f"agent-{chosen.randint(1, 3)}", **changes)
     # In any order, also of windows that are no range.
     for wanted in (ids, ids[::-1], [ids[3], ids[0]]):
-        together = list(read_windows(connection, wanted))
-        assert together == [read_window(connection, window_id) for window_id in wanted]
-    assert count_recorded(connection, ids) == {w.window_id: w.recorded for w in read_windows(connection, ids)}
+        together = list(read_windows(Recordings.of(connection), wanted))
+        assert together == [read_window(Recordings.of(connection), window_id) for window_id in wanted]
+    assert count_recorded(connection, ids) == {
+        w.window_id: w.recorded for w in read_windows(Recordings.of(connection), ids)
+    }
     # Told of in the hour that it names as well, and counted once where it ended.
-    own = [r for w in read_windows(connection, ids) for r in w.rejected if r.reason != "window_mismatch"]
-    assert len(own) + sum(len(w.usable) + w.evaluation for w in read_windows(connection, ids)) == 40
+    own = [r for w in read_windows(Recordings.of(connection), ids) for r in w.rejected if r.reason != "window_mismatch"]
+    assert len(own) + sum(len(w.usable) for w in read_windows(Recordings.of(connection), ids)) == 40
 
 
 def test_a_range_takes_one_scan_of_the_recordings(connection):
@@ -108,7 +112,7 @@ def test_a_range_takes_one_scan_of_the_recordings(connection):
             looked.append(query)
             return connection.execute(query, *parameters)
 
-    list(read_windows(Counting(), [shift_window(WINDOW, hours) for hours in range(20)]))
+    list(read_windows(Recordings(Counting(), None), [shift_window(WINDOW, hours) for hours in range(20)]))
     assert len([query for query in looked if '"endTime" >=' in query]) == 1
 
 
@@ -124,24 +128,27 @@ def test_a_range_takes_one_scan_of_the_recordings(connection):
 )
 def test_window_pnl_is_the_last_known_less_the_first_known(connection, told, final, expected):
     add_row(connection, "t", stepsJson=steps_json(*told), finalPnL=final)
-    assert read_window(connection, WINDOW).usable[0].window_pnl == expected
+    assert read_window(Recordings.of(connection), WINDOW).usable[0].window_pnl == expected
 
 
 def test_pnl_of_an_earlier_hour_does_not_count(connection):
     add_row(connection, "t", stepsJson=steps_json(100.0, 150.0, 160.0, first_minute=-1), finalPnL=170.0)
-    assert read_window(connection, WINDOW).usable[0].first_pnl == 150.0
+    assert read_window(Recordings.of(connection), WINDOW).usable[0].first_pnl == 150.0
 
 
 def test_texts_missing_in_the_steps_are_taken_from_the_call_log(connection):
     add_row(connection, "bare")
     add_row(connection, "told", stepsJson=steps_json(0.0, calls=True))
-    assert [t.provenance for t in read_window(connection, WINDOW).usable] == ["no_text", "no_logprobs"]
+    assert [t.provenance for t in read_window(Recordings.of(connection), WINDOW).usable] == [
+        "no_text",
+        "no_logprobs",
+    ]
     connection.execute(
         """INSERT INTO llm_call_logs (id, "trajectoryId", "stepId", "callId", timestamp, model, purpose, "systemPrompt",
            "userPrompt", response, temperature, "maxTokens")
            VALUES ('1', 'bare', 'bare-step-0', 'bare-call-0-0', now(), 'q', 'action', 's', 'u', 'r', 0.5, 9)"""
     )
-    bare = read_window(connection, WINDOW).usable[0]
+    bare = read_window(Recordings.of(connection), WINDOW).usable[0]
     assert bare.provenance == "no_logprobs"
     assert (bare.steps[0].llm_calls[0].user_prompt, bare.steps[0].llm_calls[0].max_tokens) == ("u", 9)
 
@@ -159,19 +166,19 @@ def test_a_run_is_logged_only_where_every_action_call_has_its_logprobs():
 
 
 def test_the_revision_changes_with_what_agents_wrote_and_not_with_what_training_writes_back(connection):
-    empty = read_window(connection, WINDOW).revision
+    empty = read_window(Recordings.of(connection), WINDOW).revision
     write_runs(connection, [make_run("t1")])
-    one = read_window(connection, WINDOW).revision
+    one = read_window(Recordings.of(connection), WINDOW).revision
     connection.execute(
         """UPDATE trajectories SET "aiJudgeReward" = 0.5, "usedInTraining" = true, "updatedAt" = now(),
            "stepsJson" = replace("stepsJson", '"reward":0.0', '"reward":1.0'), "totalReward" = 9"""
     )
     assert '"reward":1.0' in connection.execute('SELECT "stepsJson" FROM trajectories').fetchone()[0]
-    assert read_window(connection, WINDOW).revision == one != empty
+    assert read_window(Recordings.of(connection), WINDOW).revision == one != empty
     write_runs(connection, [make_run("t2", "agent-2")])
-    two = read_window(connection, WINDOW).revision
+    two = read_window(Recordings.of(connection), WINDOW).revision
     connection.execute("UPDATE babylon_rl.recorded_calls SET logprobs = '{-9,-9}' WHERE trajectory_id = 't2'")
-    assert len({empty, one, two, read_window(connection, WINDOW).revision}) == 4
+    assert len({empty, one, two, read_window(Recordings.of(connection), WINDOW).revision}) == 4
 
 
 @given(st.permutations(["a", "b", "c"]))
@@ -182,7 +189,9 @@ def test_the_revision_does_not_depend_on_the_order_of_rows(names):
 
 def test_a_step_with_half_a_surrogate_pair_is_read(connection):
     add_row(connection, "t", stepsJson=steps_json(0.0, calls=True).replace('"r"', '"half \\ud800 pair \\u0000"'))
-    assert read_window(connection, WINDOW).usable[0].steps[0].llm_calls[0].response == "half \ufffd pair "
+    assert (
+        read_window(Recordings.of(connection), WINDOW).usable[0].steps[0].llm_calls[0].response == "half \ufffd pair "
+    )
 
 
 def test_windows_are_listed_by_the_hour_in_which_rows_ended(connection):
@@ -227,7 +236,7 @@ def test_an_evaluation_that_cannot_be_read_is_an_error_and_not_a_hole(connection
 
 def test_a_bad_window_id_is_refused(connection):
     with pytest.raises(WindowIdError):
-        read_window(connection, "2025-01-15T10:30")
+        read_window(Recordings.of(connection), "2025-01-15T10:30")
 
 
 def _usable(name: str, agent: str, first: float, last: float, minute: int = 0) -> UsableTrajectory:
@@ -240,25 +249,22 @@ def _usable(name: str, agent: str, first: float, last: float, minute: int = 0) -
 
 def test_an_agents_window_pnl_spans_all_its_trajectories_and_counts_none_twice():
     window = RecordedWindow(
-        WINDOW, [_usable("b", "x", 110, 105, 30), _usable("a", "x", 100, 108, 10), _usable("c", "y", 0, 0)], [], 0
+        WINDOW, [_usable("b", "x", 110, 105, 30), _usable("a", "x", 100, 108, 10), _usable("c", "y", 0, 0)], []
     )
     assert window.pnl_by_agent() == {"x": 5, "y": 0}
 
 
 def test_the_summary_says_what_state_a_window_is_in_and_why():
     three = [_usable(a, a, 0, p) for a, p in (("x", 1), ("y", 2), ("z", 6))]
-    window = RecordedWindow(WINDOW, three, [], 2, window_revision(three))
+    window = RecordedWindow(WINDOW, three, [], window_revision(three))
     ready = window_summary(window, 3, LATER)
     assert (ready["status"], ready["agents"], ready["recorded"], ready["pnl_mean"], ready["pnl_max"]) == (
         "ready",
         3,
-        5,
+        3,
         3,
         6,
     )
     assert window_summary(window, 4, LATER)["status"] == "too_few_agents"
     assert window_summary(window, 3, datetime(2025, 1, 15, 10, 59, tzinfo=UTC))["status"] == "open"
-    assert (
-        window_summary(RecordedWindow(WINDOW, [], [], 8), 3, LATER)["reason"] == "only 8 evaluation runs were recorded"
-    )
-    assert window_summary(RecordedWindow(WINDOW, [], [], 0), 3, LATER)["pnl_mean"] is None
+    assert window_summary(RecordedWindow(WINDOW, [], []), 3, LATER)["pnl_mean"] is None

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from babylon_rl.database.connect import Database
+from babylon_rl.database.connect import Database, Recordings
 from babylon_rl.errors import RecordingError
 from babylon_rl.recording.reader import read_window
 from babylon_rl.recording.recorder import Recorder, replay_spool
@@ -32,7 +32,7 @@ def test_a_run_is_read_as_it_was_recorded(agents, tmp_path):
     with Recorder(agents, tmp_path / "spool.jsonl") as recorder:
         recorder.record(run.trajectory, run.calls)
     with agents.connect() as connection:
-        window = read_window(connection, WINDOW)
+        window = read_window(Recordings.of(connection), WINDOW)
         row = connection.execute(
             'SELECT "scenarioId", "windowHours", "finalStatus", "tradesExecuted", "durationMs" FROM trajectories'
         ).fetchone()
@@ -81,7 +81,10 @@ def test_what_was_spooled_can_be_written_later_and_the_spool_is_gone(agents, tmp
     assert (report.written, report.spooled) == (2, 1) and "ForeignKeyViolation" in report.errors[0]
     assert len(spool.read_bytes().splitlines()) == 1
     with agents.connect() as connection:
-        assert [t.calls for t in read_window(connection, WINDOW).usable] == [make_run("t1").calls, make_run("t2").calls]
+        assert [t.calls for t in read_window(Recordings.of(connection), WINDOW).usable] == [
+            make_run("t1").calls,
+            make_run("t2").calls,
+        ]
         add_agents(connection, "nobody")
     assert replay_spool(agents, spool).written == 1 and not spool.exists()
     assert replay_spool(agents, spool).written == 0
@@ -94,7 +97,7 @@ def test_runs_handed_over_together_are_recorded_all_or_none_and_others_are_not_h
     report = recorder.close()
     assert (report.written, report.spooled) == (1, 2)
     with agents.connect() as connection:
-        assert [t.trajectory_id for t in read_window(connection, WINDOW).usable] == ["t3"]
+        assert [t.trajectory_id for t in read_window(Recordings.of(connection), WINDOW).usable] == ["t3"]
 
 
 def test_texts_that_postgresql_refuses_are_recorded_without_what_it_refuses(agents, tmp_path):
@@ -107,7 +110,7 @@ def test_texts_that_postgresql_refuses_are_recorded_without_what_it_refuses(agen
             recorder.record(make_run(f"t{n}", steps=steps).trajectory, [])
         assert recorder.close().complete
     with agents.connect() as connection:
-        texts = [t.steps[0].llm_calls[0].response for t in read_window(connection, WINDOW).usable]
+        texts = [t.steps[0].llm_calls[0].response for t in read_window(Recordings.of(connection), WINDOW).usable]
     assert texts == ["ab", "half \ufffd pair"]
 
 

@@ -112,7 +112,7 @@ def trajectory(
 
 
 def recorded(*trajectories, window_id=WINDOW, revision="r1"):
-    return RecordedWindow(window_id=window_id, usable=list(trajectories), rejected=[], evaluation=0, revision=revision)
+    return RecordedWindow(window_id=window_id, usable=list(trajectories), rejected=[], revision=revision)
 
 
 def shuffled(items, seed):

@@ -1,6 +1,6 @@
 """Checks on the four data assets: expected states are warnings, corruption stops what comes after."""
 
-from babylon_rl.defs.checks.results import Check, all_windows_computed, checks_of, rows_are_current
+from babylon_rl.defs.checks.results import Check, all_windows_computed, checks_of, in_ours, rows_are_current
 from babylon_rl.groups.advantages import SPREAD_TOLERANCE
 from babylon_rl.groups.verification import altered_groups, not_trainable
 from babylon_rl.outcomes.windows import provisional
@@ -11,14 +11,14 @@ WINDOWS = (
     Check(
         "window_is_ready",
         "The hour is over and enough agents finished in it.",
-        not_ready,
+        in_ours(not_ready),
         "Nothing, mostly: thin hours are no error, and late data bring another run. MIN_AGENTS_PER_WINDOW sets how "
         "many agents it takes; rejected_trajectories says why runs were not used.",
     ),
     Check(
         "trajectories_accounted_for",
-        "Used, rejected and evaluation rows together are what the database counts as recorded.",
-        unaccounted,
+        "Used and rejected rows together are what the database counts as recorded.",
+        in_ours(unaccounted),
         "Rows went missing between the recording and its books: do not train on these windows. Materialize windows "
         "again; where it stays so, report it with the window's rows of trajectories and rejected_trajectories.",
         corruption=True,
@@ -30,7 +30,7 @@ MARKET_OUTCOMES = (
     Check(
         "outcomes_are_settled",
         "Prices of the closed hour and resolutions of its questions are final.",
-        provisional,
+        in_ours(provisional),
         "Wait until the questions resolve, then materialize the data assets of these windows again; "
         "BABYLON_RL_OUTCOME_WAIT_HOURS is how long the readiness sensor waits for that.",
     ),
@@ -41,14 +41,14 @@ SCORED_TRAJECTORIES = (
     Check(
         "rewards_have_spread",
         "The rewards of a window differ, so that agents can be told apart by them.",
-        lambda connection, window_ids: without_spread(connection, window_ids, SPREAD_TOLERANCE),
+        lambda recordings, window_ids: without_spread(recordings.ours, window_ids, SPREAD_TOLERANCE),
         "Nothing for single windows: they are left out of training. Where it is most of them, every agent does the "
         "same; play with more exploration.",
     ),
     Check(
         "rewards_are_finite",
         "Each reward is a finite number.",
-        not_finite,
+        in_ours(not_finite),
         "Correct or reject the recording of these trajectories, then materialize the data assets of the windows again.",
         corruption=True,
     ),
@@ -60,7 +60,7 @@ ART_GROUPS = (
     Check(
         "group_is_trainable",
         "The window is ready and its group has members with rewards that differ.",
-        not_trainable,
+        in_ours(not_trainable),
         "Nothing, mostly: such a window is left out of training. `left out` in the asset's metadata says who and why.",
     ),
     Check(

@@ -1,6 +1,6 @@
 """Checks on the model assets: what was trained on, what came out of it, and whether both still stand."""
 
-from babylon_rl.defs.checks.results import Check, all_windows_computed, checks_of, rows_are_current
+from babylon_rl.defs.checks.results import Check, all_windows_computed, checks_of, in_ours, rows_are_current
 from babylon_rl.training.verification import altered_snapshots, altered_weights
 
 trained_checkpoints_checks = checks_of(
@@ -8,7 +8,7 @@ trained_checkpoints_checks = checks_of(
     Check(
         "snapshot_rebuilds",
         "The snapshots of the updates rebuild, through their types, to the digest that is their id.",
-        altered_snapshots,
+        in_ours(altered_snapshots),
         "The snapshot's row was changed or deleted: its checkpoint cannot be traced. Restore babylon_rl.snapshots from "
         "a backup, or train the update again from its art_groups.",
         corruption=True,
@@ -16,7 +16,7 @@ trained_checkpoints_checks = checks_of(
     Check(
         "weights_match",
         "The weights of the updates' checkpoints are there and have the hash that was booked.",
-        altered_weights,
+        in_ours(altered_weights),
         "Do not serve these checkpoints. Restore their folders from a backup, or delete them and train the updates "
         "again.",
         corruption=True,

@@ -16,6 +16,7 @@ import pandas as pd
 import psycopg
 from psycopg import sql
 
+from babylon_rl.database.connect import Recordings
 from babylon_rl.database.window_rows import open_failures
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata.tables import table
@@ -28,7 +29,8 @@ MOST_WINDOWS = 200
 MOST_ERRORS = 5
 
 # Rows that are not as they should be, `window_id` among their columns, of the given windows.
-Find = Callable[[psycopg.Connection, Sequence[str]], pd.DataFrame]
+Find = Callable[[Recordings, Sequence[str]], pd.DataFrame]
+FindInOurs = Callable[[psycopg.Connection, Sequence[str]], pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Check:
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN
 
 
+def in_ours(find: FindInOurs) -> Find:
+    """What looks at our own tables alone."""
+    return lambda recordings, window_ids: find(recordings.ours, window_ids)
+
+
 def checks_of(asset: str, *checks: Check) -> dg.AssetChecksDefinition:
     """The asset's checks as one step; each can be chosen by itself in the UI."""
     specs = [dg.AssetCheckSpec(c.name, asset=asset, description=c.description, blocking=c.corruption) for c in checks]
@@ -50,12 +57,12 @@ def checks_of(asset: str, *checks: Check) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(name=f"{asset}_checks", specs=specs, can_subset=True)
     def look(context: dg.AssetCheckExecutionContext, database: DatabaseResource) -> Iterator[dg.AssetCheckResult]:
         chosen = {key.name for key in context.selected_asset_check_keys}
-        with typed_failures(), database.open().connect() as connection:
+        with typed_failures(), database.open().recordings() as recordings:
             window_ids = run_windows(context.run.tags)
             if window_ids is None:
-                window_ids = newest_windows(connection, asset)
+                window_ids = newest_windows(recordings.ours, asset)
             results = [
-                result(asset, check, check.find(connection, window_ids), len(window_ids))
+                result(asset, check, check.find(recordings, window_ids), len(window_ids))
                 for check in checks
                 if check.name in chosen
             ]
@@ -113,7 +120,7 @@ def all_windows_computed(asset: str) -> Check:
     return Check(
         "all_windows_computed",
         "No window's computation failed and is still to be mended; the other windows of its run were written.",
-        lambda connection, _: open_failures(connection, [asset]).drop(columns="asset"),
+        lambda recordings, _: open_failures(recordings.ours, [asset]).drop(columns="asset"),
         f"Read the error, mend its cause (its message says how), and materialize {asset} and what comes after it for "
         "these windows. Until then their earlier rows stand, and later assets leave these windows out.",
         severity=dg.AssetCheckSeverity.ERROR,
@@ -125,6 +132,6 @@ def rows_are_current(asset: str) -> Check:
     return Check(
         "rows_are_current",
         "The rows were computed from what is current: the window, its outcomes, scores and groups, the parent.",
-        lambda connection, _: stale_rows(connection, [asset])[["window_id", "why"]],
+        lambda recordings, _: stale_rows(recordings.ours, [asset])[["window_id", "why"]],
         f"Materialize {asset} for these windows, the earliest first, after the assets that come before it.",
     )

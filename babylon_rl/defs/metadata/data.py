@@ -8,7 +8,7 @@ from babylon_rl.defs.metadata.stages import this_window
 from babylon_rl.defs.metadata.tables import Rows, cell, counted, differing, dollars, figures, table
 
 NO_ROW = {"status": "no row", "reason": "the window was not computed in this run"}
-COUNTS = ("agents", "recorded", "usable", "rejected", "evaluation")
+COUNTS = ("agents", "recorded", "usable", "trainable", "rejected")
 OUTCOME = ("instrument", "open", "close", "change", "outcome", "settled", "source")
 AGENT = ("rank", "agent_id", "pnl", "reward", "reason")
 MEMBER = ("agent_id", "reward", "advantage", "answer")
