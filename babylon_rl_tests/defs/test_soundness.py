@@ -3,8 +3,8 @@
 import dagster as dg
 import pytest
 
-from babylon_rl.database.connect import Recordings
 from babylon_rl.database import tables
+from babylon_rl.database.connect import Recordings
 from babylon_rl.database.history import replace_windows
 from babylon_rl.database.window_rows import open_failures
 from babylon_rl.definitions import build_defs
