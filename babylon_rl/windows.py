@@ -3,7 +3,7 @@
 The one place where a window id is parsed, formatted, derived from a time or enumerated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from babylon_rl.errors import WindowIdError
@@ -59,3 +59,14 @@ def window_range(first: str, last: str) -> Iterator[str]:
     while start <= end:
         yield format_window_id(start)
         start += WINDOW_LENGTH
+
+
+def neighbours(window_ids: Iterable[str]) -> list[tuple[str, str]]:
+    """First and last of each unbroken run of the windows, in order."""
+    runs: list[tuple[str, str]] = []
+    for window_id in sorted(set(window_ids)):
+        if runs and shift_window(runs[-1][1], 1) == window_id:
+            runs[-1] = runs[-1][0], window_id
+        else:
+            runs.append((window_id, window_id))
+    return runs

@@ -1,0 +1,1 @@
+"""The command line's sub-apps, one file each: thin; each command calls one function and prints what it gave."""
