@@ -61,12 +61,12 @@ def window_range(first: str, last: str) -> Iterator[str]:
         start += WINDOW_LENGTH
 
 
-def neighbours(window_ids: Iterable[str]) -> list[tuple[str, str]]:
-    """First and last of each unbroken run of the windows, in order."""
-    runs: list[tuple[str, str]] = []
+def neighbours(window_ids: Iterable[str], most: int) -> list[tuple[str, str]]:
+    """First and last of each unbroken run of the windows, in order; runs of more than `most` windows are cut."""
+    runs: list[list[str]] = []
     for window_id in sorted(set(window_ids)):
-        if runs and shift_window(runs[-1][1], 1) == window_id:
-            runs[-1] = runs[-1][0], window_id
+        if runs and len(runs[-1]) < most and shift_window(runs[-1][-1], 1) == window_id:
+            runs[-1].append(window_id)
         else:
-            runs.append((window_id, window_id))
-    return runs
+            runs.append([window_id])
+    return [(run[0], run[-1]) for run in runs]

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.errors import WindowIdError
-from babylon_rl.windows import WINDOW_LENGTH, format_window_id, parse_window_id, shift_window, window_of, window_range
+from babylon_rl.windows import (
+    WINDOW_LENGTH,
+    format_window_id,
+    neighbours,
+    parse_window_id,
+    shift_window,
+    window_of,
+    window_range,
+)
 
 moments = st.datetimes(datetime(1000, 1, 2), datetime(9998, 12, 30), timezones=st.just(UTC))
 
@@ -72,3 +80,12 @@ def test_a_range_holds_every_hour_between_its_ends(moment, hours):
 
 def test_a_range_that_ends_before_it_starts_is_empty():
     assert list(window_range("2025-01-15T10:00", "2025-01-15T09:00")) == []
+
+
+def test_neighbours_are_unbroken_runs_of_a_bounded_length():
+    ids = [*window_range("2025-01-15T10:00", "2025-01-15T14:00"), "2025-01-16T00:00"]
+    assert neighbours([*reversed(ids), ids[0]], 3) == [
+        ("2025-01-15T10:00", "2025-01-15T12:00"),
+        ("2025-01-15T13:00", "2025-01-15T14:00"),
+        ("2025-01-16T00:00", "2025-01-16T00:00"),
+    ]

@@ -66,13 +66,15 @@ def outcomes_sync(
 def _score(settings: Any, opened: Any, window_ids: list[str], said: Any) -> None:
     """Compute scores and groups of the windows anew, in Dagster runs of this process, a run a range."""
     from babylon_rl.console import progress, stage
+    from babylon_rl.defs.jobs import DATA_ASSETS
     from babylon_rl.materializing import Materializer, dagster_environment, environment
+    from babylon_rl.outcomes.sources import MOST_WINDOWS
     from babylon_rl.windows import neighbours
 
     with environment(dagster_environment(settings)), progress() as stages:
         begin = (lambda title, steps: lambda: None) if said is errors else stage(stages)
-        materializer = Materializer(opened, begin, ("scored_trajectories", "art_groups"))
-        for first, last in neighbours(window_ids):
+        materializer = Materializer(opened, begin, DATA_ASSETS[2:])
+        for first, last in neighbours(window_ids, MOST_WINDOWS):
             materializer.materialize(first, last, f"score {first} to {last}", again=True)
 
 

@@ -15,8 +15,11 @@ DESCRIPTION = """\
 A row is an instrument in an hour: its price at both edges, the change, the outcome, and where they come from. **A
 partition** holds what was traded or resolved in the hour, and nothing for a quiet hour.
 
-**Provisional?** A question is settled once the game resolved it. Until then its row says `settled = false`; materialize
-again when it resolved. A price without an opening is null and named in `source`, never guessed.
+**Where from?** `source` says: the price history, else positions, else the application's own `market_outcomes`
+(docs/outcomes.md). What none of them knows is null, never guessed.
+
+**Provisional?** A question is settled once the game resolved it, in every hour in which it was traded. Until then its
+row says `settled = false`; the hourly sweep, or `babylon-rl outcomes sync`, computes it anew when it resolved.
 
 Read by `scored_trajectories`.
 """
@@ -27,7 +30,7 @@ Read by `scored_trajectories`.
     deps=[RECORDED],
     group_name="data",
     kinds={"postgres", "pandas"},
-    code_version="1",
+    code_version="2",
     description=DESCRIPTION,
 )
 @typed_failures()

@@ -20,6 +20,7 @@ from babylon_rl.windows import WINDOW_LENGTH, parse_window_id
 
 COLUMNS = "window_id instrument kind question open close change outcome settled source revision".split()
 
+HISTORIES = ("StockPrice", "PredictionPriceHistory")
 # What positions and makers show changes as they are traded on: a later look may no longer tell it.
 FLEETING = ("PerpPosition", "Position", "Market, its maker's shares unchanged")
 

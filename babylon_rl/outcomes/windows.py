@@ -14,7 +14,7 @@ from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import market_outcomes
 from babylon_rl.database.window_rows import WindowError, WindowRows, each_window
 from babylon_rl.errors import DatabaseError
-from babylon_rl.outcomes.outcomes import COLUMNS, FLEETING, Row, window_outcomes, with_revision
+from babylon_rl.outcomes.outcomes import COLUMNS, FLEETING, HISTORIES, Row, window_outcomes, with_revision
 from babylon_rl.outcomes.sources import MOST_WINDOWS, facts_of, readable
 
 # What an earlier look knew, written once the hour was over.
@@ -70,15 +70,16 @@ def kept(rows: list[Row], remembered: Iterable[Row]) -> list[Row]:
     merged = []
     for row in rows:
         earlier = before.get(row["instrument"])
-        if earlier and (_known(earlier), row["source"].startswith(FLEETING)) > (_known(row), False):
+        if earlier and not row["source"].startswith(HISTORIES) and _says_more(earlier, row):
             prices = ("open", "close", "change", "source", *(["outcome"] if row["kind"] == "ticker" else []))
             row = row | {name: earlier[name] for name in prices}
         merged.append(row)
     return with_revision(merged)
 
 
-def _known(row: Row) -> tuple[bool, bool]:
-    return row["close"] is not None, row["open"] is not None
+def _says_more(earlier: Row, row: Row) -> bool:
+    before, after = ((one["close"] is not None, one["open"] is not None) for one in (earlier, row))
+    return before > after or (before == after and row["source"].startswith(FLEETING))
 
 
 def provisional(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd.DataFrame:

@@ -4,9 +4,12 @@ from datetime import timedelta
 
 import dagster as dg
 
+from babylon_rl.database.history import replace_windows
+from babylon_rl.database.tables import market_outcomes
 from babylon_rl.definitions import build_defs
 from babylon_rl.defs.jobs import DATA_ASSETS
 from babylon_rl.defs.resources import DatabaseResource
+from babylon_rl.outcomes.windows import outcome_windows
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 from babylon_rl_tests.defs.ranges import FIRST, materialize, record
 
@@ -67,3 +70,18 @@ def test_a_sweep_that_is_evaluated_twice_asks_once(database, instance):
     (first,) = sweep(database, instance).run_requests
     assert not sweep(database, instance).run_requests
     assert first.run_key.startswith(f"sweep:{FIRST}:{LAST}:")
+
+
+def test_a_window_whose_question_resolves_late_is_asked_for_again(database, instance):
+    record(database, 1)
+    with database.connect() as connection:
+        connection.execute('UPDATE "Market" SET resolved = false, resolution = NULL')
+    rows = outcome_windows(database, [FIRST])
+    with database.connect() as connection:
+        replace_windows(connection, market_outcomes, rows.computed, rows.frame)
+    sweep(database, instance)
+    assert not sweep(database, instance, minutes=1).run_requests
+    with database.connect() as connection:
+        connection.execute('UPDATE "Market" SET resolved = true, resolution = true')
+    (late,) = sweep(database, instance, minutes=2).run_requests
+    assert late.partition_key == FIRST and late.run_key.startswith(f"sweep:late:{FIRST}:{FIRST}:")

@@ -86,11 +86,19 @@ def test_a_resolution_that_is_not_known_is_no_no(connection):
     assert row["outcome"] is None and not row["settled"]
 
 
-def test_a_question_that_ends_later_is_open_in_this_hour_even_if_it_is_resolved_by_now(connection):
-    record_market(connection, [], [], [question((0, 0.4), (20, 0.7))])
-    connection.execute("""UPDATE "Market" SET "endDate" = '2025-01-16'""")
-    row = outcome(connection)
-    assert row["outcome"] is None and not row["settled"] and row["close"] == 0.7
+def test_a_question_that_resolves_in_a_later_hour_is_settled_in_every_hour_in_which_it_was_traded(connection):
+    record_market(connection, [], [], [question((0, 0.4), (20, 0.7), (70, 0.8), (140, 0.9), resolution=False)])
+    connection.execute("""UPDATE "Market" SET "endDate" = '2025-01-15 15:00', resolved = false, resolution = NULL""")
+    traded = ["2025-01-15T10:00", "2025-01-15T11:00", "2025-01-15T12:00"]
+    hours = [*traded, "2025-01-15T13:00", "2025-01-15T14:00"]
+    before = outcomes_of(connection, hours, LATER)
+    assert not before["settled"].any() and before["outcome"].isna().all()
+    connection.execute("""UPDATE "Market" SET resolved = true, resolution = false""")
+    after = outcomes_of(connection, hours, LATER)
+    # It ended at 15:00, so by the end of the window of 14:00.
+    assert list(after["window_id"]) == [*traded, "2025-01-15T14:00"] and after["settled"].all()
+    assert set(after["outcome"]) == {"NO"} and list(after["close"])[:3] == [0.7, 0.8, 0.9]
+    assert not set(before["revision"]) & set(after["revision"])
 
 
 def test_without_price_history_the_probability_of_yes_is_no_over_the_sum_of_both(connection):

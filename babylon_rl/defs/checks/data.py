@@ -31,8 +31,9 @@ MARKET_OUTCOMES = (
         "outcomes_are_settled",
         "Prices of the closed hour and resolutions of its questions are final.",
         in_ours(provisional),
-        "Wait until the questions resolve, then materialize the data assets of these windows again; "
-        "BABYLON_RL_OUTCOME_WAIT_HOURS is how long the readiness sensor waits for that.",
+        "Wait until the questions resolve: the hourly sweep then materializes these windows again, and "
+        "`babylon-rl outcomes sync` brings their outcomes at once. BABYLON_RL_OUTCOME_WAIT_HOURS is how long the "
+        "readiness sensor waits before it takes a window as it is.",
     ),
     all_windows_computed("market_outcomes"),
 )
