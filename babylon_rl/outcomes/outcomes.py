@@ -7,6 +7,7 @@ sources is that of the functions below; each row says its own. Unknown values ar
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -130,10 +131,11 @@ def _tickers(facts: Facts, window_id: str, start: datetime, over: bool) -> list[
         organization = next(iter(meant)) if len(meant) == 1 else ticker
         name = facts.organizations.get(organization, ticker)
         found[organization] = name, _frozen_ticker(window_id, name, frozen, start, over)
+    bearers = Counter(name for name, _ in found.values())
     rows = []
     for organization, (name, row) in sorted(found.items(), key=lambda one: (one[1][0], one[0])):
         # Two organizations of one name: which of them a trade meant is not known.
-        alike = len(ids.get(name, ())) > 1 or sum(name == other for other, _ in found.values()) > 1
+        alike = len(ids.get(name, ())) > 1 or bearers[name] > 1
         rows.append(row | {"instrument": f"{name} ({organization})" if alike else name})
     return rows
 

@@ -11,18 +11,29 @@ from babylon_rl.database.connect import Database
 from babylon_rl.database.history import replace_windows
 from babylon_rl.database.tables import market_outcomes
 from babylon_rl.database.window_rows import WindowError, WindowRows, book_windows
-from babylon_rl.outcomes.outcomes import is_over
 from babylon_rl.outcomes.sources import MOST_WINDOWS, readable
 from babylon_rl.outcomes.windows import outcome_windows
 from babylon_rl.windows import shift_window, window_of
 
-_UNSETTLED = """
-    SELECT window_id, instrument, kind FROM babylon_rl.market_outcomes WHERE superseded_at IS NULL AND NOT settled
+# Ids have one form, so that their order as texts is that of time.
+_ASKED = """
+    SELECT DISTINCT instrument FROM babylon_rl.market_outcomes
+    WHERE superseded_at IS NULL AND NOT settled AND kind = 'question' AND window_id COLLATE "C" < %s
+"""
+_LATE = """
+    SELECT DISTINCT window_id FROM babylon_rl.market_outcomes
+    WHERE superseded_at IS NULL AND NOT settled AND window_id COLLATE "C" < %(open)s
+        AND (kind = 'ticker' OR instrument = ANY(%(resolved)s))
+    ORDER BY window_id
+"""
+_LATE_FROZEN = """
+    SELECT window_id, instrument FROM babylon_rl.market_outcomes
+    WHERE superseded_at IS NULL AND NOT settled AND kind = 'question' AND window_id = ANY(%s)
 """
 _RESOLVED = 'SELECT id FROM "Market" WHERE id = ANY(%s) AND resolved AND resolution IS NOT NULL'
 _FROZEN_YES = """
     SELECT "windowId", "predictionMarketId" FROM market_outcomes
-    WHERE "windowId" = ANY(%s) AND upper(trim(outcome)) = 'YES'
+    WHERE "predictionMarketId" = ANY(%s) AND upper(trim(outcome)) = 'YES'
 """
 
 
@@ -44,16 +55,17 @@ def late_windows(application: psycopg.Connection, ours: psycopg.Connection, now:
 
     A question of theirs has resolved since, or their rows were computed while the hour was open.
     """
-    unsettled = [row for row in ours.execute(_UNSETTLED) if is_over(row[0], now)]
-    late = {window_id for window_id, _, kind in unsettled if kind == "ticker"}
-    asked = [(window_id, instrument) for window_id, instrument, kind in unsettled if kind == "question"]
+    open_hour = window_of(now or datetime.now(UTC))
+    asked = sorted(instrument for (instrument,) in ours.execute(_ASKED, (open_hour,)))
     tables = readable(application) if asked else frozenset()
+    resolved: list[str] = []
     if "Market" in tables:
-        found = application.execute(_RESOLVED, (sorted({instrument for _, instrument in asked}),))
-        resolved = {market_id for (market_id,) in found}
-        late |= {window_id for window_id, instrument in asked if instrument in resolved}
-    elif "market_outcomes" in tables:
-        late |= {w for w, _ in set(application.execute(_FROZEN_YES, ([w for w, _ in asked],))) & set(asked)}
+        resolved = [market_id for (market_id,) in application.execute(_RESOLVED, (asked,))]
+    late = {window_id for (window_id,) in ours.execute(_LATE, {"open": open_hour, "resolved": resolved})}
+    if "Market" not in tables and "market_outcomes" in tables:
+        known = set(application.execute(_FROZEN_YES, (asked,)))
+        unsettled = ours.execute(_LATE_FROZEN, (sorted({w for w, _ in known if w < open_hour}),))
+        late |= {window_id for window_id, instrument in unsettled if (window_id, instrument) in known}
     return sorted(late)
 
 

@@ -65,16 +65,15 @@ def kept(rows: list[Row], remembered: Iterable[Row]) -> list[Row]:
     Positions and makers tell less of an hour the later one looks: of two looks at them the earlier one stands.
     """
     before = {row["instrument"]: row for row in remembered}
-    if not before:
-        return rows
-    merged = []
+    merged, changed = [], False
     for row in rows:
         earlier = before.get(row["instrument"])
         if earlier and not row["source"].startswith(HISTORIES) and _says_more(earlier, row):
             prices = ("open", "close", "change", "source", *(["outcome"] if row["kind"] == "ticker" else []))
-            row = row | {name: earlier[name] for name in prices}
+            stood, row = row, row | {name: earlier[name] for name in prices}
+            changed |= row != stood
         merged.append(row)
-    return with_revision(merged)
+    return with_revision(merged) if changed else rows
 
 
 def _says_more(earlier: Row, row: Row) -> bool:
