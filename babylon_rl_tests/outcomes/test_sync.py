@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from babylon_rl.cli import app
+from babylon_rl.database.connect import Database
 from babylon_rl.database.history import replace_windows
 from babylon_rl.database.migrate import migrate
 from babylon_rl.database.tables import market_outcomes
@@ -173,3 +174,14 @@ def test_the_command_says_what_it_did_and_what_comes_next(database, tmp_path, mo
     assert told["windows"] == 24 and told["scores_to_compute"] == [] and told["next"] is None
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0 and "Nothing changed" in done.output and "1 rows from StockPrice" in done.output
+
+
+def test_the_applications_tables_may_be_in_another_database_where_nothing_is_written(traded, new_database):
+    own = new_database()
+    migrate(own, with_application_tables=False)
+    both = Database(own.url, embedded=False, application_url=traded.url)
+    assert sync_outcomes(both, 24, now=NOW).written == 5
+    resolve(traded, True)
+    assert late(both) == HOURS[:2]
+    assert sync_outcomes(both, 0, now=NOW).changed == tuple(HOURS[:2])
+    assert {row[2:] for row in current(both) if row[1] == "moon"} == {("YES", True)} and current(traded) == []
