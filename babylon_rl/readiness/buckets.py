@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from babylon_rl.database.connect import Recordings
+from babylon_rl.windows import WINDOW_LENGTH, parse_window_id
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,9 @@ _FORGET = """
     WHERE known.origin = %(origin)s
         AND (known.named, known.window_id, known.started) = (gone.named, gone.window_id, gone.started)
 """
+_ENDED = sql.SQL("""
+    SELECT EXISTS (SELECT FROM {trajectories} WHERE "endTime" >= %(start)s AND "endTime" < %(end)s)
+""")
 _ANY_CALLS = "SELECT EXISTS (SELECT FROM babylon_rl.recorded_calls)"
 RECORDED_CALLS = """
     SELECT bucket, sum(hashtextextended(c.call_id || ' ' || c.xmin::text, 0))::text
@@ -177,6 +181,13 @@ def changed_buckets(
         keys = _arrays("", ("named", "window_id", "started"), sorted(gone))
         ours.execute(_FORGET, {**keys, "origin": origin.name})
     return {window_id for _, window_id, _, is_gone in found if not is_gone} | {window_id for _, window_id, _ in gone}
+
+
+def anything_recorded(recordings: Recordings, first: str, last: str) -> bool:
+    """Whether a row ended in the windows from first to last; there is no index for it, so this reads the tables."""
+    start, end = (parse_window_id(window_id).replace(tzinfo=None) for window_id in (first, last))
+    values = {"start": start, "end": end + WINDOW_LENGTH}
+    return any(origin.first(_ENDED, values) for origin in origins_of(recordings))
 
 
 def _call_digests(ours: psycopg.Connection, seen: Sequence[tuple[Any, ...]]) -> list[str]:

@@ -147,7 +147,7 @@ def _read(
 ) -> tuple[Entry, RecordedWindow | None]:
     """The entry with the window's revision; where that is the one known already, with what was requested for it."""
     try:
-        with recordings.ours.transaction():
+        with recordings.savepoint():
             window = read_window(recordings, entry.window_id, elsewhere)
     except Exception as error:  # one window that cannot be read holds up no other; the ledger says what it was
         if recordings.ours.broken or recordings.application.broken:
