@@ -91,6 +91,8 @@ def test_rows_in_our_own_tables_are_looked_at_like_the_applications(beside, name
     with beside.database.connect() as ours, beside.database.recordings_beside(ours) as recordings:
         assert misnamed(recordings, [WINDOW]) == {WINDOW: ["a"] if named != WINDOW else []}
         assert first_recorded_window(recordings, START, NEXT) == WINDOW
+        assert buckets.anything_recorded(recordings, OLD, WINDOW)
+        assert not buckets.anything_recorded(recordings, NEXT, NEXT)
     if named != "window-3":
         beside.ours(f"INSERT INTO babylon_rl.llm_call_logs {LOG}")
         assert beside.looked() == [WINDOW]
