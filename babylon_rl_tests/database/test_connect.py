@@ -111,6 +111,17 @@ def test_an_unreachable_application_is_named_without_its_password(database):
         pass
 
 
+def test_an_application_that_may_only_be_read_leaves_our_tables_on_the_embedded_server(application, server):
+    reader = application.reader(f"reader_of_{database_name(application.owner.url)}")
+    settings = Settings(application_url=SecretStr(reader), database_home=server.home)
+    assert open_database(settings) == Database(server.url("babylon"), embedded=True, application_url=reader)
+    # A schema of that name that is somebody else's is none of ours.
+    application.sql("CREATE SCHEMA babylon_rl")
+    assert open_database(settings).application_url == reader
+    both = Settings(application_url=SecretStr(reader), database_url=SecretStr(reader))
+    assert open_database(both) == Database(reader, embedded=False)
+
+
 def test_the_application_is_read_in_one_snapshot_and_never_written(application, beside):
     with beside.recordings() as recordings:
         assert recordings.application.execute('SELECT count(*) FROM "User"').fetchone() == (0,)
