@@ -105,10 +105,10 @@ def play(
     model: ModelOption = None,
     database: DatabaseOption = None,
 ) -> None:
-    """Let agents play the simulated market and record their runs."""
+    """Let agents play the simulated market and record their runs; DATABASE_URL, the application's, is left alone."""
     from babylon_rl.playing import play_command
 
-    settings = settings_for(database, model)
+    settings = settings_for(database, model).model_copy(update={"application_url": None})
     with progress() as stages:
         summary = play_command(settings, stage(stages), windows, agents, first, duration, seed, endpoint, checkpoint)
     console.print(summary, soft_wrap=True)

@@ -13,7 +13,8 @@ from babylon_rl.market.play import PlayedWindow, play_live, play_windows
 from babylon_rl.market.trajectories import Label
 from babylon_rl.market.world import make_window
 from babylon_rl.materializing import Materializer, Stage
-from babylon_rl.recording.reader import list_windows, whole_windows
+from babylon_rl.readiness.buckets import anything_recorded
+from babylon_rl.recording.reader import whole_windows
 from babylon_rl.recording.recorder import Recorder
 from babylon_rl.serving.process import running_endpoint
 from babylon_rl.settings import Settings
@@ -186,9 +187,8 @@ def _train(settings: Settings, stage: Stage, first: str, last: str, name: str, s
         raise EmptyWindowError(f"There is no window from {first} to {last}: the first must not be later than the last.")
     recent_enough(last)
     database = prepare(settings)
-    with database.connect() as connection:
-        recorded = set(list_windows(connection)["window_id"]) & set(windows)
-        if not recorded:
+    with database.recordings() as recordings:
+        if not anything_recorded(recordings, first, last):
             raise EmptyWindowError(
                 f"Nothing is recorded from {first} to {last}. `babylon-rl play` records some; or name other windows."
             )

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     )
     application_url: SecretStr | None = Field(
         None,
-        validation_alias=_name("DATABASE_URL"),
+        validation_alias=AliasChoices("DATABASE_URL"),  # in lower case it is the field above
         description="the application's PostgreSQL in Prisma's spelling; read, never written; empty: the database of "
         "our tables",
     )

@@ -5,10 +5,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from pydantic import SecretStr
+from typer.testing import CliRunner
 
+from babylon_rl import playing
+from babylon_rl.cli import app
 from babylon_rl.errors import SettingsError, WindowIdError
 from babylon_rl.playing import train_command
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, get_settings
 from babylon_rl.training.runs import load_run, open_runs, start_run
 
 FIRST = "2025-01-15T10:00"
@@ -59,3 +62,14 @@ def test_it_is_either_a_range_or_without_an_end(follow, last, goes_on):
         follow(last=last, follow=goes_on)
     with pytest.raises(WindowIdError, match="off the hour"):
         follow("2025-01-15T10:30")
+
+
+def test_simulated_agents_leave_the_applications_database_alone(monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgres://reader@application/babylon")
+    monkeypatch.setenv("BABYLON_RL_DATABASE_URL", "postgres://trainer@ours/babylon_rl")
+    get_settings.cache_clear()
+    assert get_settings().application_url is not None
+    asked: list[Settings] = []
+    monkeypatch.setattr(playing, "play_command", lambda settings, *_: asked.append(settings) or "played")
+    assert CliRunner().invoke(app, ["play"]).exit_code == 0
+    assert asked[0].application_url is None and "@ours/" in asked[0].database_url.get_secret_value()

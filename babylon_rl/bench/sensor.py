@@ -158,8 +158,8 @@ def _round(database: Database) -> tuple[list[float], int]:
 
 def _tick(database: Database, walk: Walk) -> tuple[float, Tick]:
     began = time.monotonic()
-    with database.connect() as connection:
-        found = tick(connection, walk, NOW, Waits(3, 0, 0), LOOK_BACK_HOURS, FIRST, lambda keys: {}, 0)
+    with database.connect() as connection, database.recordings_beside(connection) as recordings:
+        found = tick(recordings, walk, NOW, Waits(3, 0, 0), LOOK_BACK_HOURS, FIRST, lambda keys: {}, 0)
     assert found is not None
     return time.monotonic() - began, found
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
@@ -12,6 +13,7 @@ from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
+from babylon_rl.database.application_tables import application_metadata
 from babylon_rl.database.bulk import encode_json
 from babylon_rl.database.embedded import APPLICATION_DATABASE, EmbeddedServer, default_home
 from babylon_rl.database.urls import database_name, libpq_url, pooled, redacted, schema_of, with_driver
@@ -19,6 +21,8 @@ from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
 
 CONNECT_SECONDS = 10
+# Of a connection on which a statement failed, or that was lost.
+FAILED = (psycopg.pq.TransactionStatus.INERROR, psycopg.pq.TransactionStatus.UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,14 @@ class Recordings:
     def of(cls, connection: psycopg.Connection) -> Self:
         """Where one database holds both."""
         return cls(connection, connection)
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """After an error inside, both transactions go on as they were before."""
+        with contextlib.ExitStack() as stack:
+            for connection in dict.fromkeys((self.application, self.ours)):
+                stack.enter_context(connection.transaction())
+            yield
 
 
 @dataclass(frozen=True)
@@ -72,18 +84,18 @@ class Database:
     def connect_application(self) -> Iterator[psycopg.Connection]:
         """One snapshot of the application's tables, read only. DatabaseError as in `connect`."""
         url = self.application_url or self.url
-        with _transaction(url, read_only=True) as connection, errors_mended(url, of_application=True):
+        with (
+            _transaction(url, read_only=True, of_application=self.application_url is not None) as connection,
+            errors_mended(url, of_application=True),
+        ):
             yield connection
 
     @contextlib.contextmanager
     def recordings(self) -> Iterator[Recordings]:
         """The recordings to read, each database in one snapshot."""
-        with self.connect_application() as application:
-            if self.application_url is None:
-                yield Recordings.of(application)
-                return
-            with _transaction(self.url, read_only=True) as ours, errors_mended(self.url):
-                yield Recordings(application, ours)
+        with _transaction(self.url, read_only=True) as ours, errors_mended(self.url):
+            with self.recordings_beside(ours) as recordings:
+                yield recordings
 
     @contextlib.contextmanager
     def recordings_beside(self, ours: psycopg.Connection) -> Iterator[Recordings]:
@@ -91,8 +103,14 @@ class Database:
         if self.application_url is None:
             yield Recordings.of(ours)
             return
-        with self.connect_application() as application:
-            yield Recordings(application, ours)
+        url = self.application_url
+        with _transaction(url, read_only=True, of_application=True) as application:
+            try:
+                yield Recordings(application, ours)
+            except psycopg.Error as error:
+                if application.info.transaction_status not in FAILED:
+                    raise  # it is of our own database
+                raise _mended(error, url, of_application=True) from error
 
 
 def open_database(settings: Settings) -> Database:
@@ -117,24 +135,24 @@ def _secret(url: SecretStr | None) -> str | None:
 
 
 def _holds_our_schema(url: str) -> bool:
-    with _transaction(url, read_only=True) as connection:
+    with _transaction(url, read_only=True, of_application=True) as connection:
         query = "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = 'babylon_rl'"
         found = connection.execute(query).fetchone()
         return bool(found and found[0])
 
 
 @contextlib.contextmanager
-def _transaction(url: str, *, read_only: bool) -> Iterator[psycopg.Connection]:
+def _transaction(url: str, *, read_only: bool, of_application: bool = False) -> Iterator[psycopg.Connection]:
     """A connection in UTC that finds the URL's schema; a read-only one sees one snapshot."""
     try:
         connection = psycopg.connect(libpq_url(url), connect_timeout=CONNECT_SECONDS, autocommit=True)
-    except psycopg.OperationalError as error:
-        raise _unreachable(url, error) from None
+    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        raise _unreachable(url, error, of_application) from None
     with connection:
         local = pooled(url)
         if local:
             connection.prepare_threshold = None
-        if not local:
+        else:
             _set_up(connection, url, local)
         connection.autocommit = False
         if read_only:
@@ -146,38 +164,65 @@ def _transaction(url: str, *, read_only: bool) -> Iterator[psycopg.Connection]:
 
 
 def _set_up(connection: psycopg.Connection, url: str, local: bool) -> None:
-    # Statements, not connection options: poolers refuse options.
-    connection.execute("SELECT set_config('TimeZone', 'UTC', %s)", (local,))
-    if schema := schema_of(url):
-        path = sql.Identifier(schema).as_string(connection)
-        connection.execute("SELECT set_config('search_path', %s, %s)", (path, local))
+    """Statements, not connection options, which poolers refuse.
+
+    The path is Prisma's also where the URL names none: a role of the name of our schema would find our tables first.
+    """
+    path = sql.Identifier(schema_of(url)).as_string(connection)
+    connection.execute(
+        "SELECT set_config('TimeZone', 'UTC', %(local)s), set_config('search_path', %(path)s, %(local)s)",
+        {"path": path, "local": local},
+    )
 
 
 @contextlib.contextmanager
 def errors_mended(url: str, *, of_application: bool = False) -> Iterator[None]:
-    """Turn what a user can mend (rights, missing schema, full disk) into a DatabaseError; all else passes."""
+    """Turn what a user can mend (rights, missing schema, full disk) into a DatabaseError; all else passes.
+
+    `of_application`: whatever is missing is the application's; otherwise the error's text tells whose it is.
+    """
     try:
         yield
     except (psycopg.Error, sa.exc.DBAPIError) as error:
-        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        remedy = (_application_remedy(cause) if of_application else None) or _remedy(cause, url)
-        if remedy is None:
+        mended = _mended(error, url, of_application)
+        if mended is error:
             raise
-        raise DatabaseError(f"{_first_line(cause)} ({redacted(url)}). {remedy}") from error
+        raise mended from error
 
 
-def _application_remedy(cause: BaseException | None) -> str | None:
+def _mended(error: psycopg.Error | sa.exc.DBAPIError, url: str, of_application: bool) -> Exception:
+    """The error as a DatabaseError with its remedy, where a user can mend it; else the error itself."""
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    said = _first_line(cause)
+    theirs = of_application or _names_the_applications(said)
+    remedy = (_application_remedy(cause, url) if theirs else None) or _remedy(cause, url)
+    return error if remedy is None else DatabaseError(f"{said} ({redacted(url)}). {remedy}")
+
+
+def _names_the_applications(said: str) -> bool:
+    """Whether PostgreSQL speaks of one of the application's tables; it names ours with their schema."""
+    words = set(re.findall(r"[\w.]+", said))
+    return not any(word.startswith("babylon_rl.") for word in words) and bool(words & set(application_metadata.tables))
+
+
+def _application_remedy(cause: BaseException | None, url: str) -> str | None:
+    schema = sql.Identifier(schema_of(url)).as_string(None)
     match cause:
         case psycopg.errors.InsufficientPrivilege():
+            role = sql.Identifier(make_url(url).username or "role").as_string(None)
             return (
-                "Its role may not read that. Have the owner run GRANT SELECT ON ALL TABLES IN SCHEMA ... TO that role; "
-                "`babylon-rl verify` lists what is read."
+                f"Have the owner run GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA "
+                f"{schema} TO {role}; `babylon-rl verify` lists what is read."
             )
         case psycopg.errors.UndefinedTable() | psycopg.errors.InvalidSchemaName() | psycopg.errors.UndefinedColumn():
             return (
-                "`babylon-rl verify` says which of the application's tables and columns are missing there; "
-                "`babylon-rl db migrate` makes ours."
+                f"The application's tables are looked for in schema {schema}, which `?schema=` of the URL names. See "
+                "that it is the right one, that the application's migrations ran there and that the role has USAGE on "
+                "it. `babylon-rl verify` says which tables and columns are missing; in an empty database of your own "
+                "`babylon-rl db migrate --with-application-tables` makes them."
             )
+        case psycopg.errors.OperationalError() if cause.sqlstate is None:
+            return "The connection to the application's database was lost. See that the server runs, and try again."
     return None
 
 
@@ -186,8 +231,8 @@ def _remedy(cause: BaseException | None, url: str) -> str | None:
     match cause:
         case psycopg.errors.InsufficientPrivilege() | psycopg.errors.ReadOnlySqlTransaction():
             return (
-                "Its role lacks a right. Have the database's owner run "
-                f'GRANT CREATE ON DATABASE "{name}" TO that role, or name a database of your own in '
+                "Its role lacks a right. Have the database's owner run CREATE SCHEMA babylon_rl AUTHORIZATION that "
+                f'role, or GRANT CREATE ON DATABASE "{name}" TO it, or name a database of your own in '
                 "BABYLON_RL_DATABASE_URL; without a name the embedded server is used."
             )
         case psycopg.errors.UndefinedTable() | psycopg.errors.InvalidSchemaName() | psycopg.errors.UndefinedColumn():
@@ -201,11 +246,19 @@ def _remedy(cause: BaseException | None, url: str) -> str | None:
     return None
 
 
-def _unreachable(url: str, error: psycopg.Error) -> DatabaseError:
+def _unreachable(url: str, error: psycopg.Error, of_application: bool) -> DatabaseError:
     said = _first_line(error)
-    password = make_url(url).password
-    if password:
-        said = said.replace(password, "***")
+    parsed = make_url(url)
+    for secret in (parsed.password, *(value for name, value in parsed.query.items() if "password" in name.lower())):
+        if isinstance(secret, str) and secret:
+            said = said.replace(secret, "***")
+    if isinstance(error, psycopg.ProgrammingError):
+        return DatabaseError(f"The database {redacted(url)} cannot be named so: {said}. Take that out of the URL.")
+    if of_application:
+        return DatabaseError(
+            f"The application's database {redacted(url)} cannot be reached: {said}. See that the server runs and that "
+            "DATABASE_URL is right; with DATABASE_URL empty the recordings are read in the database of our tables."
+        )
     return DatabaseError(
         f"The database {redacted(url)} cannot be reached: {said}. See that the server runs and that the URL is right, "
         "or leave BABYLON_RL_DATABASE_URL empty to use the embedded server."
@@ -218,15 +271,23 @@ def _first_line(error: BaseException | None) -> str:
 
 @functools.cache
 def _engine(url: str) -> sa.Engine:
+    local = pooled(url)
     engine = sa.create_engine(
         with_driver(url, "psycopg"),
         pool_pre_ping=True,
         json_serializer=encode_json,
-        connect_args={"connect_timeout": CONNECT_SECONDS},
+        connect_args={"connect_timeout": CONNECT_SECONDS, **({"prepare_threshold": None} if local else {})},
     )
+    if local:
+
+        @sa.event.listens_for(engine, "begin")
+        def transaction_in_utc(connection: sa.Connection) -> None:
+            _set_up(connection.connection.driver_connection, url, local=True)  # type: ignore[arg-type]
+
+        return engine
 
     @sa.event.listens_for(engine, "connect")
-    def in_utc(connection: psycopg.Connection, _record: object) -> None:
+    def session_in_utc(connection: psycopg.Connection, _record: object) -> None:
         _set_up(connection, url, local=False)
         connection.commit()
 

@@ -3,10 +3,11 @@
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from babylon_rl.database.application_tables import application_metadata
 from babylon_rl.database.connect import Database, errors_mended
-from babylon_rl.database.urls import redacted, with_driver
+from babylon_rl.database.urls import pooled, redacted, with_driver
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import REPOSITORY
 
@@ -20,6 +21,9 @@ def migrate(database: Database, *, with_application_tables: bool | None = None) 
     with_application_tables: None makes them on the embedded server only. Elsewhere True makes them, if none of them
     is there and Prisma does not own the database. DatabaseError where they must not be made or a right is missing.
     """
+    if pooled(database.url):
+        _require_newest(database)
+        return
     wanted = database.embedded if with_application_tables is None else with_application_tables
     with errors_mended(database.url):
         _require_server(database)
@@ -28,6 +32,19 @@ def migrate(database: Database, *, with_application_tables: bool | None = None) 
             with database.engine().begin() as connection:
                 _create_application_tables(connection, database)
         command.upgrade(alembic_config(database), "head")
+
+
+def _require_newest(database: Database) -> None:
+    """Through a pooler nothing is migrated: it does not keep a migration's lock from transaction to transaction."""
+    with database.connect() as connection:
+        made = connection.execute("SELECT to_regclass('babylon_rl.alembic_version') IS NOT NULL").fetchone()
+        found = made == (True,) and connection.execute("SELECT version_num FROM babylon_rl.alembic_version").fetchone()
+    if found != (ScriptDirectory.from_config(alembic_config(database)).get_current_head(),):
+        raise DatabaseError(
+            f"Schema babylon_rl in {redacted(database.url)} is missing or old, and it is not migrated through a pooler "
+            "(pgbouncer=true). Run `babylon-rl db migrate --database URL` once with the server's own URL (Prisma's "
+            "directUrl)."
+        )
 
 
 def alembic_config(database: Database) -> Config:

@@ -103,10 +103,13 @@ trajectories, llm_call_logs = (
         ),
     )
     for table, indexed in (
-        (application_tables.trajectories, {"windowId", "agentId"}),
+        (application_tables.trajectories, set()),
         (application_tables.llm_call_logs, {"trajectoryId"}),
     )
 )
+# Those of the application's that readiness goes through.
+sa.Index("ix_trajectories_windowId_agentId", trajectories.c.windowId, trajectories.c.agentId)
+sa.Index("ix_trajectories_agentId_startTime", trajectories.c.agentId, trajectories.c.startTime)
 
 # --- assets ----------------------------------------------------------------------------------------
 
@@ -252,6 +255,13 @@ checkpoint_evaluations = asset_table(
 recorded_buckets = sa.Table(
     "recorded_buckets",
     metadata,
+    sa.Column(
+        "origin",
+        sa.Text,
+        primary_key=True,
+        server_default="application",
+        comment="application | ours: whose table the rows are in",
+    ),
     sa.Column("named", sa.Text, primary_key=True, comment="the rows' windowId as written; empty where it is null"),
     sa.Column("window_id", sa.Text, primary_key=True, index=True, comment="the hour in which the rows ended"),
     sa.Column(

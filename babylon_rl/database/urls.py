@@ -7,16 +7,23 @@ from sqlalchemy.exc import ArgumentError
 
 from babylon_rl.errors import DatabaseError
 
-# Prisma's own parameters: libpq refuses a connection string that holds one.
+# Parameters of Prisma's and, the last one, of a host that it is used with: libpq refuses a URL that holds one.
 PRISMA_PARAMETERS = (
     "connection_limit",
+    "max_connection_lifetime",
+    "max_idle_connection_lifetime",
     "pgbouncer",
     "pool_timeout",
     "schema",
+    "single_use_connections",
     "socket_timeout",
     "sslaccept",
     "statement_cache_size",
+    "uselibpqcompat",
+    "supa",
 )
+# Where Prisma finds the tables of a URL without `?schema=`.
+PRISMA_SCHEMA = "public"
 
 
 def _parse(url: str) -> URL:
@@ -34,11 +41,11 @@ def _parse(url: str) -> URL:
     return parsed.difference_update_query(PRISMA_PARAMETERS)
 
 
-def schema_of(url: str) -> str | None:
-    """The schema that Prisma's `?schema=` names; None where the URL names none."""
+def schema_of(url: str) -> str:
+    """The schema of the application's tables: what Prisma's `?schema=` names, else its default."""
     _parse(url)
     schema = make_url(url).query.get("schema")
-    return schema if isinstance(schema, str) and schema else None
+    return schema if isinstance(schema, str) and schema else PRISMA_SCHEMA
 
 
 def pooled(url: str) -> bool:

@@ -90,7 +90,7 @@ def tick(
     connection = recordings.ours
     if not alone(connection, wait=False):
         return None
-    changed, walk = changed_windows(connection, walk, now, look_back_hours)
+    changed, walk = changed_windows(recordings, walk, now, look_back_hours)
     partitions = [w for w in changed if first_window <= w < END_OF_TIME]
     mark_changed(connection, [(w, _unread(w, waits, now), settled_at(w, waits)) for w in partitions], now)
     observed = _read_changed(recordings, now)
@@ -111,7 +111,7 @@ def _read_changed(recordings: Recordings, now: datetime) -> list[Observed]:
     """Read what changed and is over, as much as a tick may; the windows whose revision is another one."""
     connection = recordings.ours
     entries = _few(connection, due_entries(connection, "changed", now, MOST_READ))
-    elsewhere = misnamed(connection, [entry.window_id for entry in entries]) if entries else {}
+    elsewhere = misnamed(recordings, [entry.window_id for entry in entries]) if entries else {}
     read = [_read(recordings, entry, elsewhere[entry.window_id], now) for entry in entries]
     found = materialized(connection, [entry.window_id for entry in entries])
     after = [confirmed(entry, found.get(entry.window_id), now) or entry for entry, _ in read]
@@ -147,7 +147,7 @@ def _read(
 ) -> tuple[Entry, RecordedWindow | None]:
     """The entry with the window's revision; where that is the one known already, with what was requested for it."""
     try:
-        with recordings.ours.transaction():
+        with recordings.savepoint():
             window = read_window(recordings, entry.window_id, elsewhere)
     except Exception as error:  # one window that cannot be read holds up no other; the ledger says what it was
         if recordings.ours.broken or recordings.application.broken:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from psycopg import sql
 from psycopg.rows import class_row
 
 from babylon_rl.database.connect import Recordings
-from babylon_rl.errors import WindowIdError
+from babylon_rl.readiness.buckets import origins_of
 from babylon_rl.readiness.ledger import Entry, alone, save
 from babylon_rl.readiness.requests import SWEEP, RunStates, follow, requested
 from babylon_rl.readiness.verdict import Waits
-from babylon_rl.windows import parse_window_id, shift_window, window_of
+from babylon_rl.windows import shift_window, window_of
 
 MOST_WINDOWS = 168  # a range
 MOST_RANGES = 20  # a sweep
@@ -30,11 +31,15 @@ class Range:
     run_key: str
 
 
-_FIRST_NAMED = r"""
-    SELECT "windowId" FROM trajectories
-    WHERE "windowId" >= %(first)s AND "windowId" <= %(last)s AND "windowId" ~ '^\d{4}-\d\d-\d\dT\d\d:00$'
-    ORDER BY "windowId" LIMIT 1
-"""
+MOST_MISNAMED = 1_000  # rows that name another hour than they ended in, passed over to find the first that does not
+# What the buckets do not know yet: the first row that names the hour in which it ended.
+_FIRST_NAMED = sql.SQL("""
+    SELECT "windowId" FROM (
+        SELECT "windowId", "endTime" FROM {trajectories}
+        WHERE "windowId" >= %(first)s AND "windowId" <= %(last)s ORDER BY "windowId" LIMIT %(most)s
+    ) firsts
+    WHERE to_char("endTime", 'YYYY-MM-DD"T"HH24:00') = "windowId" ORDER BY "windowId" LIMIT 1
+""")
 _FIRST_SEEN = "SELECT min(window_id) FROM babylon_rl.recorded_buckets WHERE window_id >= %(first)s"
 # A window that waits without a time set waits for the sweep.
 _LEFT_OVER = """
@@ -82,18 +87,10 @@ def sweep(recordings: Recordings, now: datetime, waits: Waits, first_window: str
 
 def first_recorded_window(recordings: Recordings, first_window: str, last: str) -> str | None:
     """The earliest window from `first_window` to `last` that something was recorded in, by indexes; None without."""
-    named = recordings.application.execute(_FIRST_NAMED, {"first": first_window, "last": last}).fetchone()
+    values = {"first": first_window, "last": last, "most": MOST_MISNAMED}
+    named = [origin.first(_FIRST_NAMED, values) for origin in origins_of(recordings)]
     seen = recordings.ours.execute(_FIRST_SEEN, {"first": first_window}).fetchone()
-    known = [row[0] for row in (named, seen) if row and row[0] and _is_window(row[0])]
-    return min(known, default=None)
-
-
-def _is_window(text: str) -> bool:
-    try:
-        parse_window_id(text)
-    except WindowIdError:  # the thirtieth of February has the form of one
-        return False
-    return True
+    return min(filter(None, [*named, *(seen or ())]), default=None)
 
 
 def _contiguous(entries: Sequence[Entry]) -> list[list[Entry]]:

@@ -24,7 +24,7 @@ def test_any_postgresql_url_gets_the_driver_that_was_asked_for(scheme):
 
 def test_prismas_parameters_are_dropped_and_told_apart():
     assert libpq_url("postgresql://h/n?schema=public&connection_limit=5&pgbouncer=true") == "postgresql://h/n"
-    assert schema_of("postgresql://h/n?schema=game") == "game" and schema_of("postgresql://h/n") is None
+    assert schema_of("postgresql://h/n?schema=game") == "game" and schema_of("postgresql://h/n") == "public"
     assert pooled("postgres://h/n?pgbouncer=true") and not pooled("postgres://h/n?connection_limit=5")
 
 
