@@ -1,8 +1,9 @@
 """The first system's tables as read-only views of ours, for people's old queries; docs/coming-from.md maps the columns.
 
-Our own `training_jobs` makes room under the name `training_attempts`. The views hold current rows only, and none can
-be written to: PostgreSQL takes no INSERT into a view that has a WITH, a join, a DISTINCT or a window function. Times are UTC without a zone, as the first system's were.
-What takes work (`total_actions`, `data_json`) is a subquery of its own column: who does not select it does not pay.
+Our own `training_jobs` makes room under the name `training_attempts`. The views hold current rows only. None can be
+written to: PostgreSQL takes no INSERT into a view that has a WITH, a join, a DISTINCT or a window function. Times are
+UTC without a zone, as the first system's were. What takes work (`total_actions`, `data_json`) is a subquery of its own
+column: who does not select it does not pay.
 """
 
 import sqlalchemy as sa
