@@ -53,7 +53,7 @@ class Application:
         self.url = (
             database.url.replace("postgres@", f"{self.role}:secret-word@")
             + ("&" if "?" in database.url else "?")
-            + "schema=game&connection_limit=5"
+            + "schema=game&connection_limit=5&pgbouncer=true"
         )
 
     def rows(self, table: str, columns: str = "*") -> list[dict]:
