@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from babylon_rl.bench.commands import app as bench_app
 from babylon_rl.commands.outcomes import app as outcomes_app
+from babylon_rl.commands.publish import publish
 from babylon_rl.console import (
     DatabaseOption,
     JsonOption,
@@ -33,6 +34,7 @@ db_app = typer.Typer(help="The embedded PostgreSQL server and the schema.", no_a
 app.add_typer(db_app, name="db")
 app.add_typer(bench_app, name="bench")
 app.add_typer(outcomes_app, name="outcomes")
+app.command("publish")(publish)
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 

@@ -40,7 +40,13 @@ def settings_for(database: str | None, model: str | None = None) -> Settings:
 
 def forget_the_applications_variables() -> None:
     """A user of the application has these exported; simulated agents must not land in, or send to, what they name."""
-    for name in ("DATABASE_URL", "BABYLON_RL_DATABASE_URL", "WANDB_API_KEY", "OPENAI_API_KEY"):
+    for name in (
+        "DATABASE_URL",
+        "BABYLON_RL_DATABASE_URL",
+        "BABYLON_RL_PUBLISH_URL",
+        "WANDB_API_KEY",
+        "OPENAI_API_KEY",
+    ):
         os.environ.pop(name, None)
     get_settings.cache_clear()
 

@@ -42,3 +42,7 @@ class ServingError(BabylonError):
 
 class DeskError(BabylonError):
     """Dagster's webserver or daemon cannot be started, or has ended."""
+
+
+class PublishingError(BabylonError):
+    """The application cannot be told of checkpoints; nothing was written there."""

@@ -350,8 +350,8 @@ checkpoints = sa.Table(
     _now("created_at"),
 )
 
-training_jobs = sa.Table(
-    "training_jobs",
+training_attempts = sa.Table(
+    "training_attempts",
     metadata,
     sa.Column("job_id", sa.Text, primary_key=True),
     sa.Column("snapshot_id", sa.Text, sa.ForeignKey(f"{SCHEMA}.snapshots.snapshot_id"), nullable=False),

@@ -4,6 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from babylon_rl.defs.failures import typed_failures
+from babylon_rl.defs.publishing import publish_finished
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.evaluation import promotion
 
@@ -22,12 +23,12 @@ class Promotion(dg.Config):
 @dg.op(description="Books the promotion after looking at the evaluation and the weights.")
 @typed_failures()
 def promote(context: dg.OpExecutionContext, config: Promotion, database: DatabaseResource) -> dg.Output[str]:
-    with database.open().connect() as connection:
+    opened = database.open()
+    with opened.connect() as connection:
         made = promotion.promote_checkpoint(
             connection, config.checkpoint, config.who, config.why, config.despite_evidence
         )
     change = f"{made.before or 'nothing'} -> {made.after}"
     context.log.info(f"{change if made.booked else f'{made.after} is served already'}. {made.said}")
-    return dg.Output(
-        change, metadata={"served": change, "booked": made.booked, "evaluation": made.said, "why": config.why}
-    )
+    shown = {"served": change, "booked": made.booked, "evaluation": made.said, "why": config.why}
+    return dg.Output(change, metadata={**shown, **publish_finished(context.log, opened)})

@@ -13,6 +13,7 @@ from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.metadata.models import checkpoints_metadata
 from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import window_ids
+from babylon_rl.defs.publishing import publish_finished, with_metadata
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.trainer_process import DATABASE_VARIABLE, EMBEDDED_VARIABLE
 from babylon_rl.errors import TrainingError
@@ -58,8 +59,11 @@ def trained_checkpoints(
         for window_id in rows.frame.get("window_id", ()):
             context.log_event(dg.AssetMaterialization(context.asset_key, partition=window_id))
 
-    rows = update_checkpoints(opened, get_settings(), window_ids(context), launch, keep)
-    return written(context, opened, rows, checkpoints_metadata)
+    try:
+        rows = update_checkpoints(opened, get_settings(), window_ids(context), launch, keep)
+    finally:  # an update that failed is told too
+        published = publish_finished(context.log, opened)
+    return with_metadata(written(context, opened, rows, checkpoints_metadata), published)
 
 
 def launcher(context: dg.AssetExecutionContext, client: dg.PipesSubprocessClient, database: Database) -> Launch:

@@ -266,11 +266,11 @@ def _open_job(connection: psycopg.Connection, run: TrainingRun, parent: Checkpoi
     """Write the job down, or take up the one that an earlier attempt left."""
     job_id = _job_digest(parent, snapshot, run)
     connection.execute(
-        """INSERT INTO babylon_rl.training_jobs
+        """INSERT INTO babylon_rl.training_attempts
            (job_id, snapshot_id, parent_id, settings_digest, backend, state, step_before)
            VALUES (%s, %s, %s, %s, 'torch', 'submitted', %s)
            ON CONFLICT (job_id) DO UPDATE SET state = 'submitted', error = NULL, finished_at = NULL
-           WHERE training_jobs.state <> 'done'""",
+           WHERE training_attempts.state <> 'done'""",
         (job_id, snapshot.snapshot_id, parent.checkpoint_id, run.recipe.digest(), parent.step),
     )
     return job_id
@@ -278,7 +278,7 @@ def _open_job(connection: psycopg.Connection, run: TrainingRun, parent: Checkpoi
 
 def _close_job(connection: psycopg.Connection, job_id: str, state: str, step: int | None, error: str | None) -> None:
     connection.execute(
-        """UPDATE babylon_rl.training_jobs SET state = %s, step_after = %s, error = %s, finished_at = now()
+        """UPDATE babylon_rl.training_attempts SET state = %s, step_after = %s, error = %s, finished_at = now()
            WHERE job_id = %s AND state <> 'done'""",
         (state, step, error, job_id),
     )

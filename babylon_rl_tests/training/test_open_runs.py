@@ -107,7 +107,7 @@ def test_the_same_windows_again_come_to_the_same_rows_and_the_same_job(opened):
     assert opened.checkpoints() == made and len(made) == 3
     assert all(request in requests for request in opened.trained)  # the trainer answers those from their folders
     with opened.database.connect() as connection:
-        jobs = connection.execute("SELECT state, count(*) FROM babylon_rl.training_jobs GROUP BY state").fetchall()
+        jobs = connection.execute("SELECT state, count(*) FROM babylon_rl.training_attempts GROUP BY state").fetchall()
     assert jobs == [("done", 3)]
 
 
