@@ -1,0 +1,1 @@
+"""The commands of the command line that are not in `cli.py`, a file for each."""
