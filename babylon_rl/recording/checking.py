@@ -1,13 +1,12 @@
 """What is wrong in a recorded trajectory: one line of a file against the contract, and what its runs are not good for.
 
-A line that fits is decoded by msgspec, in a hundredth of the time that a JSON Schema takes; of one that does not, the
-schema tells every place.
+Whether a line fits, msgspec says, in a tenth of the time that a JSON Schema takes; of one that does not, the schema
+tells every place.
 """
 
 import functools
 import itertools
 import json
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -20,14 +19,6 @@ from babylon_rl.windows import window_of
 MOST_PROBLEMS = 20  # told of one line
 FINISHED = {"completed", "completed_with_errors"}
 SHOWN = 60  # letters of a value that is told
-
-_line = msgspec.json.Decoder(Line)
-_row = msgspec.json.Decoder(Row)
-_steps = msgspec.json.Decoder(list[Step])
-_FAILURES = (msgspec.MsgspecError, ValueError, RecursionError)
-# Numbers that Python's floats and integers may not hold.
-_extreme = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{300}")
-_lone_surrogate = re.compile("[\ud800-\udfff]")
 
 UNSTORABLE, STORABLE = "NUL or half of a surrogate pair", "letters that PostgreSQL can hold"
 
@@ -60,9 +51,9 @@ class Problem(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A line that was looked at. `recorded` and `steps` are None where it has problems."""
+    """A line that was looked at: its JSON value, and what that says, which is None where it has problems."""
 
-    text: bytes
+    value: Any
     trajectory_id: str | None
     problems: list[Problem]
     cautions: list[str]
@@ -71,37 +62,48 @@ class Checked(NamedTuple):
 
 
 class _Wrong(Exception):
-    def __init__(self, problems: list[Problem], value: Any = None) -> None:
+    def __init__(self, problems: list[Problem]) -> None:
         super().__init__()
-        self.problems, self.value = problems, value
+        self.problems = problems
 
 
 def check_line(text: bytes, *, cut_off: bool = False) -> Checked:
     """Check one line. `cut_off`: it is the file's last and has no end of line."""
+    value: Any = None
     try:
-        recorded, steps = _decoded(text, cut_off)
+        value = _value(text, cut_off)
+        recorded, steps = _decoded(value)
     except _Wrong as wrong:
-        named = wrong.value.get("trajectoryId") if isinstance(wrong.value, dict) else None
-        return Checked(text, named if isinstance(named, str) else None, wrong.problems, [], None, None)
+        named = value.get("trajectoryId") if isinstance(value, dict) else None
+        return Checked(value, named if isinstance(named, str) else None, wrong.problems, [], None, None)
     problems = list(_inconsistent(recorded, steps))
     if problems:
-        return Checked(text, recorded.trajectory_id, problems, [], None, None)
-    return Checked(text, recorded.trajectory_id, [], list(_cautions(recorded, steps)), recorded, steps)
+        return Checked(value, recorded.trajectory_id, problems, [], None, None)
+    return Checked(value, recorded.trajectory_id, [], list(_cautions(recorded, steps)), recorded, steps)
 
 
-def json_of(text: bytes) -> Any:
-    """The line's JSON value, also of a line that `COPY ... TO` wrote, which doubles each backslash."""
-    for form in (text, text.replace(b"\\\\", b"\\")):
+def _value(text: bytes, cut_off: bool) -> Any:
+    """The line's JSON value; _Wrong where it is none."""
+    try:
         try:
-            return _loads(form)
-        except ValueError:
-            continue
-    return _loads(text)
+            return _loads(text.decode())
+        except json.JSONDecodeError:
+            # `COPY ... TO` doubles each backslash, which makes a text end where a quotation mark in it was escaped.
+            return _loads(text.replace(b"\\\\", b"\\").decode())
+    except UnicodeDecodeError as wrong:
+        raise _Wrong([Problem("", f"a byte at {wrong.start} that is no UTF-8", "UTF-8")]) from None
+    except (ValueError, RecursionError) as wrong:
+        if cut_off:
+            raise _Wrong([Problem("", "the end of the file in the middle of the line", "a whole line")]) from None
+        raise _Wrong([Problem("", f"no JSON ({wrong})", "a JSON object")]) from None
 
 
-def _loads(text: bytes | str) -> Any:
-    """JSON with halves of surrogate pairs, as JavaScript writes them; ValueError for NaN and what is no JSON."""
-    return json.loads(text.decode() if isinstance(text, bytes) else text, parse_constant=_refused, parse_float=_finite)
+def _loads(text: str) -> Any:
+    """JSON with halves of surrogate pairs, as JavaScript writes them; ValueError for NaN and what is no JSON.
+
+    Python's own, for it keeps each number as it is and looks into what the contract does not name.
+    """
+    return json.loads(text, parse_constant=_refused, parse_float=_finite)
 
 
 def _refused(text: str) -> Any:
@@ -110,84 +112,64 @@ def _refused(text: str) -> Any:
 
 def _finite(text: str) -> float:
     number = float(text)
-    if number in (float("inf"), float("-inf")):
+    if number - number != 0:
         raise ValueError(f"the number {text} is too large")
     return number
 
 
-def _decoded(text: bytes, cut_off: bool) -> tuple[Line | Row, list[Step]]:
-    """The line and its steps; _Wrong with what is wrong."""
+def _decoded(value: Any) -> tuple[Line | Row, list[Step]]:
+    """What the value says, and its steps; _Wrong with what is wrong."""
+    is_row = isinstance(value, dict) and "stepsJson" in value
     try:
-        text.decode()  # msgspec does not look into what it skips
-        if _extreme.search(text):
-            json_of(text)
-        recorded = (_row if b'"stepsJson"' in text else _line).decode(text)
-    except _FAILURES:
-        recorded = _converted(text, cut_off)
+        recorded: Line | Row = msgspec.convert(value, Row if is_row else Line)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise _Wrong(_problems(value, _whole(), "", error)) from None
     labels = {name: getattr(recorded, name) for name in recorded.__struct_fields__}
     refused = [name for name, label in labels.items() if isinstance(label, str) and not _storable(label)]
     if refused:
-        named = {"trajectoryId": recorded.trajectory_id}
-        raise _Wrong([Problem(_wire(recorded, name), UNSTORABLE, STORABLE) for name in refused], named)
+        raise _Wrong([Problem(_wire(recorded, name), UNSTORABLE, STORABLE) for name in refused])
     if isinstance(recorded, Line):
         return recorded, recorded.steps
-    return recorded, _row_steps(recorded)
-
-
-def _converted(text: bytes, cut_off: bool) -> Line | Row:
-    """The line by way of Python's own JSON, which takes what strict JSON refuses."""
     try:
-        value = json_of(text)
-    except UnicodeDecodeError as wrong:
-        raise _Wrong([Problem("", f"a byte at {wrong.start} that is no UTF-8", "UTF-8")]) from None
+        steps = _loads(recorded.steps_json)
     except (ValueError, RecursionError) as wrong:
-        if cut_off:
-            raise _Wrong([Problem("", "the end of the file in the middle of the line", "a whole line")]) from None
-        raise _Wrong([Problem("", f"no JSON ({wrong})", "a JSON object")]) from None
-    kind = Row if isinstance(value, dict) and "stepsJson" in value else Line
+        raise _Wrong([Problem("stepsJson", f"no JSON ({wrong})", "a JSON list")]) from None
     try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as wrong:
-        raise _Wrong(_problems(value, schema(), "", wrong), value) from None
-
-
-def _row_steps(row: Row) -> list[Step]:
-    named = {"trajectoryId": row.trajectory_id}
-    try:
-        if _extreme.search(row.steps_json.encode()):
-            _loads(row.steps_json)
-        return _steps.decode(row.steps_json)
-    except _FAILURES:
-        try:
-            value = _loads(row.steps_json)
-        except (ValueError, RecursionError) as wrong:
-            raise _Wrong([Problem("stepsJson", f"no JSON ({wrong})", "a JSON list")], named) from None
-        try:
-            return msgspec.convert(value, list[Step])
-        except msgspec.ValidationError as error:
-            whole = schema()
-            steps = {"$defs": whole["$defs"], **whole["$defs"]["Row"]["properties"]["stepsJson"]["contentSchema"]}
-            raise _Wrong(_problems(value, steps, "stepsJson", error), named) from None
+        return recorded, msgspec.convert(steps, list[Step])
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise _Wrong(_problems(steps, _only_steps(), "stepsJson", error)) from None
 
 
 # --- what is wrong, in words ---
 
 
-def _problems(value: Any, wanted: dict[str, Any], root: str, error: msgspec.ValidationError) -> list[Problem]:
+def _problems(value: Any, validator: Any, root: str, error: Exception) -> list[Problem]:
     """Every place where the value is not as the schema wants it; what msgspec said where the schema finds nothing."""
-    errors = itertools.islice(_validator(json.dumps(wanted)).iter_errors(value), MOST_PROBLEMS)
+    try:
+        errors = list(itertools.islice(validator.iter_errors(value), MOST_PROBLEMS))
+    except RecursionError:
+        return [Problem(root, "lists in lists without end", "a recording")]
     found = [problem for one in errors for problem in _told(one, root)]
     if found:
         return sorted(set(found))
     said, _, place = str(error).partition(" - at ")
-    return [Problem(root + place.strip("`").removeprefix("$").removeprefix("." if not root else ""), "a value", said)]
+    return [Problem((root + place.strip("`").removeprefix("$")).removeprefix("."), "a value", said)]
 
 
 @functools.cache
-def _validator(text: str) -> Any:
+def _whole() -> Any:
     from jsonschema import Draft202012Validator
 
-    return Draft202012Validator(json.loads(text))
+    return Draft202012Validator(schema())
+
+
+@functools.cache
+def _only_steps() -> Any:
+    from jsonschema import Draft202012Validator
+
+    whole = schema()
+    steps = whole["$defs"]["Row"]["properties"]["stepsJson"]["contentSchema"]
+    return Draft202012Validator({"$defs": whole["$defs"], **steps})
 
 
 def _told(error: Any, root: str) -> Iterator[Problem]:
@@ -297,7 +279,13 @@ def _wire(recorded: Line | Row, name: str) -> str:
 
 
 def _storable(text: str) -> bool:
-    return "\x00" not in text and _lone_surrogate.search(text) is None
+    if "\x00" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _cautions(recorded: Line | Row, steps: list[Step]) -> Iterator[str]:

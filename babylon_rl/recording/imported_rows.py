@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.database.application_tables import trajectories
-from babylon_rl.recording.checking import Checked, json_of, moment
+from babylon_rl.recording.checking import Checked, moment
 from babylon_rl.recording.contract import Call, Line, Row, Step
 from babylon_rl.recording.rows import call_id, snowflake, step_id, verbatim_json
 
@@ -17,7 +17,7 @@ def imported_rows(checked: Checked, now: datetime) -> Rows:
     """Rows by table: `trajectories`, `llm_call_logs`, `recorded_calls`."""
     recorded, steps = checked.recorded, checked.steps
     assert recorded is not None and steps is not None
-    row = _of_row(recorded, steps, now) if isinstance(recorded, Row) else _of_line(recorded, checked.text, now)
+    row = _of_row(recorded, steps, now) if isinstance(recorded, Row) else _of_line(recorded, checked.value, now)
     calls = [
         (step, call_id(recorded.trajectory_id, step.step_number, number), call)
         for step in steps
@@ -30,12 +30,8 @@ def imported_rows(checked: Checked, now: datetime) -> Rows:
     }
 
 
-def _of_line(line: Line, text: bytes, now: datetime) -> dict[str, Any]:
+def _of_line(line: Line, value: dict[str, Any], now: datetime) -> dict[str, Any]:
     start, end = moment(line.start_time), moment(line.end_time)
-    value = json_of(text)
-    for step in value["steps"]:
-        for call in step["llmCalls"]:
-            call.pop("tokens", None)  # they have a table of their own
     reward = sum(step.reward or 0.0 for step in line.steps)
     metrics = {
         "episodeLength": len(line.steps),
@@ -56,7 +52,7 @@ def _of_line(line: Line, text: bytes, now: datetime) -> dict[str, Any]:
         "episodeId": line.episode_id,
         "scenarioId": line.scenario_id,
         "batchId": line.batch_id,
-        "stepsJson": verbatim_json(value["steps"]),
+        "stepsJson": verbatim_json([_without_tokens(step) for step in value["steps"]]),
         "rewardComponentsJson": verbatim_json({"environmentReward": reward}),
         "metricsJson": verbatim_json({k: v for k, v in metrics.items() if v is not None}),
         "metadataJson": verbatim_json(value.get("metadata") or {}),
@@ -73,6 +69,12 @@ def _of_line(line: Line, text: bytes, now: datetime) -> dict[str, Any]:
         "createdAt": now,
         "updatedAt": now,
     }
+
+
+def _without_tokens(step: dict[str, Any]) -> dict[str, Any]:
+    """The step as it was written, less the tokens, which have a table of their own."""
+    calls = [{name: value for name, value in call.items() if name != "tokens"} for call in step["llmCalls"]]
+    return {**step, "llmCalls": calls}
 
 
 def _of_row(row: Row, steps: list[Step], now: datetime) -> dict[str, Any]:

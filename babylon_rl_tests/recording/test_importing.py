@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from babylon_rl import cli
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import RecordingError
 from babylon_rl.recording import importing
@@ -13,7 +15,6 @@ from babylon_rl.recording.importing import check_file, import_file
 from babylon_rl.recording.recorder import write_runs
 from babylon_rl_tests.recording.lines import as_bytes, call, line, row, step
 from babylon_rl_tests.recording.runs import WINDOW, add_agents, make_run
-from babylon_rl_tests.test_cli import run
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "recording.md"
 ODD = "e\u0301 \u202e\u05d0\u2028\u200b\U0001f680 <|im_end|> \\u0000 \x00 \ud800 " + "x" * 200_000
@@ -137,17 +138,23 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
         check_file(str(tmp_path / "none.jsonl"))
 
 
-def test_the_commands_tell_what_is_wrong_and_end_with_it(database, tmp_path):
+def test_the_commands_tell_what_is_wrong_and_end_with_it(database, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     good, bad = write(tmp_path / "good.jsonl", line("t1")), write(tmp_path / "bad.jsonl", line("t2", agentId=7))
-    done = run("recording", "check", good, bad, home=tmp_path)
-    assert done.returncode == 1 and f"{bad}:1 t2: agentId: found the number 7, wanted a text" in done.stdout
-    told = json.loads(run("recording", "check", good, "--json", home=tmp_path).stdout)
-    assert told["ok"] and told["files"][0]["trajectories"] == 1
-    done = run("recording", "import", good, bad, "--json", "--database", database.url, home=tmp_path)
+    done = CliRunner().invoke(cli.app, ["recording", "check", good, bad])
+    assert done.exit_code == 1 and f"{bad}:1 t2: agentId: found the number 7, wanted a text" in done.output
+    done = CliRunner().invoke(cli.app, ["recording", "check", "-", "--json"], input=as_bytes(line("t1")))
     told = json.loads(done.stdout)
-    assert done.returncode == 1 and {k: told[k] for k in ("written", "known", "rejected", "windows")} == {
+    assert done.exit_code == 0 and told["ok"] and told["files"][0]["trajectories"] == 1
+    done = CliRunner().invoke(cli.app, ["recording", "import", good, bad, "--json", "--database", database.url])
+    told = json.loads(done.stdout)
+    assert done.exit_code == 1 and {k: told[k] for k in ("written", "known", "rejected", "windows")} == {
         "written": 1, "known": 0, "rejected": 1, "windows": [WINDOW],
     }  # fmt: skip
+    done = CliRunner().invoke(cli.app, ["recording", "import", good, "--dry-run", "--database", database.url])
+    assert done.exit_code == 0 and "0 would be written, 1 known already, 0 rejected." in done.output
+    schema = CliRunner().invoke(cli.app, ["recording", "schema"])
+    assert json.loads(schema.stdout)["$defs"]
 
 
 def test_the_documents_example_passes(tmp_path):
