@@ -9,7 +9,7 @@ import base64
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from babylon_rl.database.bulk import copy_rows
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import RecordingError
 from babylon_rl.recording.checking import Checked, Problem, check_line, moment
-from babylon_rl.recording.imported_rows import imported_rows
+from babylon_rl.recording.imported_rows import Rows, imported_rows
 from babylon_rl.windows import window_of
 
 STDIN = "-"
@@ -184,27 +184,40 @@ def _import_batch(
 ) -> None:
     if not good:
         return
-    now = datetime.now(UTC)
     with database.connect() as ours:
         with database.recordings_beside(ours) as recordings:
             known = _recorded(recordings.application, "trajectories", good)
         known |= _recorded(ours, "babylon_rl.trajectories", good)
         new = {name: checked for name, (_, checked) in good.items() if name not in known}
-        written = set(new)
-        if new and not dry_run:
-            written = _write(ours, [imported_rows(checked, now) for checked in new.values()])
-            known |= _recorded(ours, "babylon_rl.trajectories", new.keys() - written)  # by another import meanwhile
+        rows, refused = _rows(new)
+        written = new.keys() - refused.keys()
+        if rows and not dry_run:
+            written = _write(ours, rows)
+            missing = new.keys() - written - refused.keys()
+            known |= _recorded(ours, "babylon_rl.trajectories", missing)  # by another import meanwhile
+            taken = Problem("id", "the key of another recorded row", "a key of its own")
+            refused |= {name: taken for name in missing - known}
     report.known += len(known)
     report.written += len(written)
-    ended = (new[name].recorded.end_time for name in written if new[name].recorded is not None)
+    ended = (recorded.end_time for name in written if (recorded := new[name].recorded) is not None)
     report.windows |= {window_of(moment(time)) for time in ended}
-    for name in sorted(new.keys() - written - known):
+    for name, problem in sorted(refused.items()):
         line, checked = good[name]
-        # Its id was free and the key of its row was not.
-        taken = checked._replace(problems=[Problem("id", "the key of another recorded row", "a key of its own")])
         report.wrong += 1
-        report.told.append(WrongLine(line.number, name, taken.problems))
-        rejected.add(line, taken)
+        report.told.append(WrongLine(line.number, name, [problem]))
+        rejected.add(line, checked._replace(problems=[problem]))
+
+
+def _rows(new: Mapping[str, Checked]) -> tuple[list[Rows], dict[str, Problem]]:
+    """Rows of the trajectories, and why there are none of some."""
+    now = datetime.now(UTC)
+    rows, refused = [], {}
+    for name, checked in new.items():
+        try:
+            rows.append(imported_rows(checked, now))
+        except (ValueError, RecursionError) as error:
+            refused[name] = Problem("", f"what has no JSON form ({error})", "a recording")
+    return rows, refused
 
 
 def _recorded(connection: psycopg.Connection, table: str, trajectory_ids: Iterable[str]) -> set[str]:
@@ -218,7 +231,7 @@ def _recorded(connection: psycopg.Connection, table: str, trajectory_ids: Iterab
     return {name for (name,) in connection.execute(query, (list(trajectory_ids),))}
 
 
-def _write(connection: psycopg.Connection, imported: Sequence[dict[str, list[dict[str, Any]]]]) -> set[str]:
+def _write(connection: psycopg.Connection, imported: Sequence[Rows]) -> set[str]:
     """Write rows by table in the caller's transaction, calls of new trajectories only; ids of these."""
     rows = {table.name: [row for one in imported for row in one[table.name]] for table in _TABLES}
     written = _insert(connection, tables.trajectories, rows["trajectories"], "trajectoryId")
