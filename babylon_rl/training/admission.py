@@ -56,17 +56,18 @@ def has_control_tokens(decision: Decision, chat: ChatTokens) -> bool:
 def without_refused(groups: Sequence[Group], folder: Path) -> tuple[list[Group], Counter[str]]:
     """The groups without the members that the base model in `folder` cannot be trained on, and how many by reason.
 
-    The tokenizer is loaded only where some text names a control token.
+    The tokenizer is loaded only where some text names a control token, or some prompt has others than the rest.
     """
-    context, controls = context_of(folder), control_texts_of(folder).values()
-    chat: ChatTokens | None = None
+    context, controls = context_of(folder), control_texts_of(folder)
+    decisions = [decision for group in groups for member in group.members for decision in member.decisions]
+    found = {tuple(token for token in d.prompt_token_ids if token in controls) for d in decisions}
+    suspicious = len(found) > 1 or any(_names(decision, controls.values()) for decision in decisions)
+    chat = _chat_of(folder) if controls and suspicious else None
     counts: Counter[str] = Counter()
     kept = []
     for group in groups:
         members = []
         for member in group.members:
-            if chat is None and any(_names(decision, controls) for decision in member.decisions):
-                chat = _chat_of(folder)
             reason = _refusal(member, context, chat)
             if reason is None:
                 members.append(member)

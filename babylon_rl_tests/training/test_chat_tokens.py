@@ -177,6 +177,18 @@ def test_prompts_recorded_with_control_tokens_from_a_text_are_left_out_and_never
         asyncio.run(update(snapshot, RECIPE, tiny, None, 0, tmp_path, "cpu", lambda _: None))
 
 
+def test_a_control_token_for_a_letter_that_the_other_server_lacked_is_found_by_the_tokens_alone(tiny, policy):
+    groups = sampled_groups(policy, 1)
+    member = groups[0].members[0]
+    decision = member.decisions[0]
+    end = policy.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    tokens = [*decision.prompt_token_ids[:5], end, *decision.prompt_token_ids[5:]]
+    bad = msgspec.structs.replace(member, decisions=[msgspec.structs.replace(decision, prompt_token_ids=tokens)])
+    groups[0] = msgspec.structs.replace(groups[0], members=[bad, *groups[0].members[1:]])
+    kept, refused = without_refused(groups, tiny)
+    assert refused == {f"members {CONTROL_TOKENS}": 1} and kept[0].members == groups[0].members[1:]
+
+
 def test_a_prompt_longer_than_the_context_is_refused_by_name_and_nothing_is_cut(
     tiny: Path, policy: Policy, tmp_path: Path
 ):
