@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 from babylon_rl.bench.commands import app as bench_app
 from babylon_rl.commands.outcomes import app as outcomes_app
 from babylon_rl.commands.publish import publish
+from babylon_rl.commands.recording import app as recording_app
 from babylon_rl.console import (
     DatabaseOption,
     JsonOption,
@@ -35,6 +36,7 @@ app.add_typer(db_app, name="db")
 app.add_typer(bench_app, name="bench")
 app.add_typer(outcomes_app, name="outcomes")
 app.command("publish")(publish)
+app.add_typer(recording_app, name="recording")
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 

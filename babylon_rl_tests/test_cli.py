@@ -37,6 +37,8 @@ def run(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
         ["bench"],
         ["bench", "learning"],
         ["outcomes", "sync"],
+        ["recording"],
+        ["recording", "import"],
     ],
 )
 def test_help_is_there(command, tmp_path):

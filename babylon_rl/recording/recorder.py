@@ -5,6 +5,7 @@ for each hand-over, and is counted; `replay_spool` writes it later.
 """
 
 import atexit
+import json
 import logging
 import os
 import queue
@@ -22,12 +23,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from babylon_rl.database.application_tables import llm_call_logs, trajectories
-from babylon_rl.database.bulk import DIALECT, encode_json
+from babylon_rl.database.bulk import DIALECT
 from babylon_rl.database.connect import Database
 from babylon_rl.database.tables import recorded_calls
 from babylon_rl.errors import RecordingError
 from babylon_rl.recording.records import RecordedCall, Run, Trajectory
-from babylon_rl.recording.rows import llm_call_rows, recorded_call_row, trajectory_row
+from babylon_rl.recording.rows import llm_call_rows, recorded_call_row, trajectory_row, verbatim_json
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +212,19 @@ def _spool_text(line: SpoolLine) -> bytes:
     try:
         return msgspec.json.encode(line)
     except UnicodeEncodeError:  # a model can write half a surrogate pair, which is no UTF-8
-        return encode_json(msgspec.to_builtins(line)).encode()
+        return verbatim_json(msgspec.to_builtins(line)).encode()
+
+
+def _spooled(text: bytes) -> SpoolLine:
+    try:
+        return msgspec.json.decode(text, type=SpoolLine)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError as error:
+        try:
+            return msgspec.convert(json.loads(text), SpoolLine)  # half a surrogate pair, as an escape
+        except ValueError:
+            raise error from None
 
 
 def replay_spool(database: Database, spool: Path) -> RecorderReport:
@@ -224,7 +237,7 @@ def replay_spool(database: Database, spool: Path) -> RecorderReport:
     lines = []
     for number, text in enumerate(spool.read_bytes().splitlines(), start=1):
         try:
-            lines.append(msgspec.json.decode(text, type=SpoolLine))
+            lines.append(_spooled(text))
         except msgspec.DecodeError as error:
             raise RecordingError(
                 f"Line {number} of {spool} cannot be read ({error}); mend or remove it, and replay again."

@@ -1,15 +1,29 @@
 """A recorded run as rows of the application's tables and of `recorded_calls`; arithmetic only, no I/O."""
 
 import hashlib
+import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from babylon_rl.database.values import clean_text, encode_json
+from babylon_rl.database.values import clean_text
 from babylon_rl.recording.records import LLMCall, RecordedCall, Run, Step, Trajectory
 
 NO_TRADE = {"hold", "malformed"}
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def verbatim_json(value: Any) -> str:
+    """JSON for a column of text, keys sorted, from which each text comes back as it was.
+
+    What PostgreSQL keeps in no text, NUL and half of a surrogate pair, stands as an escape, as JavaScript writes it.
+    ValueError for NaN and infinity, which JSON lacks.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    return _LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def snowflake(text: str) -> str:
@@ -51,11 +65,11 @@ def trajectory_row(trajectory: Trajectory, now: datetime) -> dict[str, Any]:
         "episodeId": f"{trajectory.window_id}-{epoch_ms(trajectory.start_time)}",
         "scenarioId": trajectory.window_id,
         "batchId": trajectory.batch_id,
-        "stepsJson": encode_json(msgspec.to_builtins(steps)),
-        "rewardComponentsJson": encode_json({"environmentReward": reward}),
-        "metricsJson": encode_json({k: v for k, v in metrics.items() if v is not None}),
+        "stepsJson": verbatim_json(msgspec.to_builtins(steps)),
+        "rewardComponentsJson": verbatim_json({"environmentReward": reward}),
+        "metricsJson": verbatim_json({k: v for k, v in metrics.items() if v is not None}),
         # Nothing that became known later goes here: a reader might show it to the policy.
-        "metadataJson": encode_json({"isTrainingData": trajectory.is_training_data, "gameKnowledge": {}}),
+        "metadataJson": verbatim_json({"isTrainingData": trajectory.is_training_data, "gameKnowledge": {}}),
         "totalReward": reward,
         "episodeLength": len(steps),
         "finalStatus": metrics["finalStatus"],
@@ -101,7 +115,7 @@ def _llm_call_row(
         "actionType": call.action_type,
         "systemPrompt": clean_text(call.system_prompt),
         "userPrompt": clean_text(call.user_prompt),
-        "messagesJson": encode_json(messages),
+        "messagesJson": verbatim_json(messages),
         "response": clean_text(call.response),
         "reasoning": None if call.reasoning is None else clean_text(call.reasoning),
         "temperature": call.temperature or 0.0,
@@ -110,7 +124,7 @@ def _llm_call_row(
         "promptTokens": prompt,
         "completionTokens": completion,
         "totalTokens": prompt + completion if logged else None,
-        "metadata": encode_json({"modelVersion": call.model_version} if call.model_version else {}),
+        "metadata": verbatim_json({"modelVersion": call.model_version} if call.model_version else {}),
     }
 
 

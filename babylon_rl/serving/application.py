@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from babylon_rl.errors import BabylonError, ServingError
-from babylon_rl.serving.sampler import Sample, SampleRequest, check, sample
+from babylon_rl.serving.sampler import Sample, SampleRequest, check, sample, with_prompt
 from babylon_rl.training.policy import Policy
 
 MAX_BATCH = 64
@@ -93,7 +93,7 @@ def build_application(policy: Policy, base_name: str) -> Starlette:
         wanted = parse_request(body, base_name)
         check(wanted, policy.adapters)
         started = time.perf_counter()
-        drawn = await batcher.answer(wanted)
+        drawn = await batcher.answer(with_prompt(policy, wanted))
         return JSONResponse(response_body(body, wanted, drawn, base_name, time.perf_counter() - started))
 
     async def failed(request: Request, error: Exception) -> JSONResponse:

@@ -11,13 +11,15 @@ import msgspec
 import numpy as np
 
 from babylon_rl.errors import ServingError
-from babylon_rl.training.backend import answer_tokens
 from babylon_rl.training.choices import explored, token_logprobs
 from babylon_rl.training.policy import Answer, Policy
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer to draw. `adapter`: which adapter answers, None the base model; `choices`: None for free text."""
+    """One answer to draw. `adapter`: which adapter answers, None the base model; `choices`: None for free text.
+
+    `prompt`: tokens of the messages, where they are known.
+    """
 
     messages: list[dict[str, str]]
     adapter: str | None
@@ -27,6 +29,7 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     exploration: float
     max_tokens: int
     seed: int
+    prompt: list[int] | None = None
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,15 +58,26 @@ def sample(policy: Policy, requests: Sequence[SampleRequest]) -> list[Sample]:
     return [drawn[i] for i in range(len(requests))]
 
 
-def prompt_tokens(policy: Policy, messages: list[dict[str, str]]) -> list[int]:
-    """Tokens of the conversation up to where the assistant's answer starts."""
-    encoded = policy.tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
-    return list(encoded if isinstance(encoded, list) else encoded["input_ids"])
+def with_prompt(policy: Policy, request: SampleRequest) -> SampleRequest:
+    """The request with its tokens. ServingError where prompt and answer do not fit the context: nothing is cut."""
+    prompt = policy.chat.prompt(request.messages)
+    choices = [len(policy.chat.answer(text)) for text in request.choices or ()]
+    longest = max(choices, default=request.max_tokens)
+    if policy.context is not None and len(prompt) + longest > policy.context:
+        raise ServingError(
+            f"context_length_exceeded: the messages have {len(prompt)} tokens and the answer may have {longest}; the "
+            f"model's context holds {policy.context}. Shorten the messages or lower max_tokens."
+        )
+    return msgspec.structs.replace(request, prompt=prompt)
+
+
+def _prompt(policy: Policy, request: SampleRequest) -> list[int]:
+    return with_prompt(policy, request).prompt or [] if request.prompt is None else request.prompt
 
 
 def _sample_choices(policy: Policy, requests: list[SampleRequest]) -> list[Sample]:
-    prompts = [prompt_tokens(policy, r.messages) for r in requests]
-    tokens = [[answer_tokens(policy.tokenizer, text) for text in r.choices or ()] for r in requests]
+    prompts = [_prompt(policy, r) for r in requests]
+    tokens = [[policy.chat.answer(text) for text in r.choices or ()] for r in requests]
     answers = [
         # The temperature of greedy answers only has to be positive: the largest probability stays the largest.
         Answer(prompt, choice, choices, r.temperature or 1.0)
@@ -104,7 +118,7 @@ def _sample_text(policy: Policy, requests: list[SampleRequest]) -> list[Sample]:
 
     if not requests:
         return []
-    prompts = [prompt_tokens(policy, r.messages) for r in requests]
+    prompts = [_prompt(policy, r) for r in requests]
     longest = max(len(p) for p in prompts)
     end = policy.tokenizer.eos_token_id
     padded = torch.tensor([[end] * (longest - len(p)) + p for p in prompts], device=policy.device)
@@ -186,3 +200,7 @@ def check(request: SampleRequest, adapters: Sequence[str]) -> None:
         raise ServingError("messages needs at least one message, with roles system, user or assistant.")
     if not all(isinstance(m.get("content"), str) for m in request.messages):
         raise ServingError("Each message needs its content as text.")
+    try:
+        "".join([*(m["content"] for m in request.messages), *(request.choices or ())]).encode()
+    except UnicodeEncodeError:
+        raise ServingError("A message or choice holds half a surrogate pair, which no tokenizer takes.") from None

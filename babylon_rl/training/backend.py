@@ -12,6 +12,9 @@ import msgspec
 from babylon_rl.errors import TrainingError
 from babylon_rl.groups.art_types import batch_to_art
 from babylon_rl.groups.snapshots import Snapshot, minibatch_of
+from babylon_rl.groups.trained_view import Decision
+from babylon_rl.training.admission import CONTROL_TOKENS, PROMPT_TOO_LONG, has_control_tokens, is_too_long
+from babylon_rl.training.chat_tokens import for_art
 from babylon_rl.training.policy import Policy
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.service import OPTIMIZER_FILE, RowPlan, TorchService
@@ -33,7 +36,8 @@ def row_plans(snapshot: Snapshot, policy: Policy) -> list[tuple[list[int], RowPl
     for group, minibatch in zip(snapshot.groups, shares, strict=True):
         for member in group.members:
             for decision in member.decisions:
-                choices = decision.choices and [answer_tokens(policy.tokenizer, text) for text in decision.choices]
+                _check(decision, policy)
+                choices = decision.choices and [policy.chat.answer(text) for text in decision.choices]
                 pair = opposite_tokens(decision.choices or [], choices or [], snapshot.settings.get("balanced_answers"))
                 every = member.action_advantages is not None
                 plan = RowPlan(len(decision.prompt_token_ids), choices, decision.temperature, minibatch, pair, every)
@@ -53,9 +57,19 @@ def opposite_tokens(texts: list[str], choices: list[list[int]], balanced: list[s
     return firsts[0].pop(), firsts[1].pop()
 
 
-def answer_tokens(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of a whole answer as it is sampled: the text's, then the end of the turn."""
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+def _check(decision: Decision, policy: Policy) -> None:
+    """TrainingError for what a snapshot leaves out: nothing is cut to fit, and no text becomes a control token."""
+    if is_too_long(decision, policy.context):
+        raise TrainingError(
+            f"{PROMPT_TOO_LONG}: call {decision.call_id} has {len(decision.prompt_token_ids)} tokens of prompt and "
+            f"{len(decision.token_ids)} of answer, and the model's context holds {policy.context}. Take a base model "
+            "with a longer context, or leave the trajectory out."
+        )
+    if has_control_tokens(decision, policy.chat):
+        raise TrainingError(
+            f"{CONTROL_TOKENS}: in call {decision.call_id} text of a message was encoded as control tokens by the "
+            "endpoint that it was recorded from. Leave the trajectory out, and play with `babylon-rl serve`."
+        )
 
 
 async def update(
@@ -82,7 +96,7 @@ async def update(
         policy.add_fresh_adapter(recipe, snapshot.seed)
     else:
         policy.add_adapter(parent_folder, trainable=True)
-    backend = _local_backend(work)
+    backend = _local_backend(work, base_folder, policy)
     model = art.TrainableModel(
         name=snapshot.training_run, project=PROJECT, base_model=str(base_folder), base_path=str(work)
     )
@@ -103,7 +117,7 @@ async def update(
     longest = max(len(tokens) for tokens, _ in plans)
     result = await backend.train(
         model,
-        batch_to_art(snapshot.groups, lambda text: answer_tokens(policy.tokenizer, text)),
+        batch_to_art(snapshot.groups, policy.chat.answer),
         learning_rate=recipe.learning_rate,
         loss_fn=recipe.loss,
         scale_rewards=False,
@@ -114,17 +128,19 @@ async def update(
     return Update(output / "checkpoints" / f"{result.step:04d}", dict(result.metrics))
 
 
-def _local_backend(work: Path) -> Any:
+def _local_backend(work: Path, base_folder: Path, policy: Policy) -> Any:
     from art.local import LocalBackend
 
     class TorchBackend(LocalBackend):
-        """`LocalBackend` whose service is ours; it packs to the longest row instead of multiples of 2048."""
+        """`LocalBackend` whose service and tokens are ours; it packs to the longest row, not to multiples of 2048."""
 
         service: TorchService
 
         def __init__(self) -> None:
             super().__init__(in_process=True, path=str(work))
             self._packed_sequence_length_requires_chunk_alignment = False
+            # By base model and configured chat template, of which there is none.
+            self._tokenizers[str(base_folder), None] = for_art(policy.tokenizer)
 
         async def _get_service(self, model: Any) -> Any:
             return self.service

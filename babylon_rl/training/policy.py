@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from babylon_rl.errors import ModelError
+from babylon_rl.training.chat_tokens import ChatTokens
 from babylon_rl.training.choices import allowed_tokens
 from babylon_rl.training.packing import PackedRow, pack
 from babylon_rl.training.recipe import Recipe
@@ -55,7 +56,10 @@ def use_threads(threads: int) -> None:
 
 
 class Policy:
-    """A base model and its adapters. `select` chooses which of them answers; None is the base model itself."""
+    """A base model and its adapters. `select` chooses which of them answers; None is the base model itself.
+
+    `chat`: tokens of what is said to it; `context`: how many of them prompt and answer may have together.
+    """
 
     def __init__(self, base_folder: Path, device: str = "cpu") -> None:
         import torch
@@ -72,6 +76,8 @@ class Policy:
             raise ModelError(
                 f"The base model in {base_folder} cannot be read ({error}). Delete the folder; it is made again."
             ) from None
+        self.chat = ChatTokens(self.tokenizer)
+        self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
         self.device = device
         self.model.to(device).eval()
         self.model.requires_grad_(False)

@@ -23,6 +23,7 @@ from babylon_rl.errors import TrainingError
 from babylon_rl.groups.build import trainable_groups
 from babylon_rl.groups.snapshots import Snapshot, make_snapshot, save_snapshot
 from babylon_rl.settings import Settings
+from babylon_rl.training.admission import without_refused
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
@@ -145,7 +146,7 @@ def _update(
             state = load_checkpoint(connection, checked.response.checkpoint)
             return {**_row(window_id, run, state, _answer(checked)), "metrics": checked.as_metrics(), **looked_at}
         try:
-            snapshot = _snapshot_of(connection, run, parent, window_id, windows, rows, failed)
+            snapshot = _snapshot_of(connection, settings, run, parent, window_id, windows, rows, failed)
         except TrainingError as error:
             save_alarms(connection, run, window_id, checked.rows)
             reason = f"{_answer(checked)}. {error}" if checked.rows else str(error)
@@ -195,6 +196,7 @@ def _groups(connection: psycopg.Connection, windows: list[str]) -> tuple[pd.Data
 
 def _snapshot_of(
     connection: psycopg.Connection,
+    settings: Settings,
     run: TrainingRun,
     parent: Checkpoint,
     window_id: str,
@@ -209,6 +211,8 @@ def _snapshot_of(
     missing = len(windows) - len(groups) - sum(others.values())
     if missing:
         others = {**others, "not_materialized": missing}
+    groups, refused = without_refused(groups, prepare_base_model(run.base_model, settings.home, run.seed))
+    others = {**others, **refused}
     # What was set aside is not of this lineage, though its step may be.
     lineage = lineage_at(connection, run, parent, window_id)
     return make_snapshot(groups, run.training_run, run.recipe.as_json(), run.seed, lineage=lineage, left_out=others)

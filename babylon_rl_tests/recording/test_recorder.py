@@ -1,7 +1,9 @@
 """The recorder: what goes in comes out, once; and nothing it meets reaches the agent."""
 
+import json
 import time
 
+import msgspec
 import pytest
 
 from babylon_rl.database.connect import Database, Recordings
@@ -100,18 +102,37 @@ def test_runs_handed_over_together_are_recorded_all_or_none_and_others_are_not_h
         assert [t.trajectory_id for t in read_window(Recordings.of(connection), WINDOW).usable] == ["t3"]
 
 
-def test_texts_that_postgresql_refuses_are_recorded_without_what_it_refuses(agents, tmp_path):
+ODD = {"a\x00b": "ab", "half \ud800 pair": "half \ufffd pair", "\ude00\ud83d": "\ufffd\ufffd"}
+
+
+def odd_run(name: str, answer: str):
     step = make_step()
-    call = step.llm_calls[0]
-    for n, answer in enumerate(["a\x00b", "half \ud800 pair"]):
-        odd = type(call)(**{f: getattr(call, f) for f in call.__struct_fields__} | {"response": answer})
-        steps = [type(step)(**{f: getattr(step, f) for f in step.__struct_fields__} | {"llm_calls": [odd]})]
+    call = msgspec.structs.replace(step.llm_calls[0], response=answer)
+    return make_run(name, steps=[msgspec.structs.replace(step, llm_calls=[call])])
+
+
+def test_texts_that_postgresql_refuses_are_kept_as_escapes_in_the_steps(agents, tmp_path):
+    for n, answer in enumerate(ODD):
         with Recorder(agents, tmp_path / "spool.jsonl") as recorder:
-            recorder.record(make_run(f"t{n}", steps=steps).trajectory, [])
+            recorder.record(odd_run(f"t{n}", answer).trajectory, [])
         assert recorder.close().complete
     with agents.connect() as connection:
-        texts = [t.steps[0].llm_calls[0].response for t in read_window(Recordings.of(connection), WINDOW).usable]
-    assert texts == ["ab", "half \ufffd pair"]
+        stored = connection.execute('SELECT "stepsJson" FROM trajectories ORDER BY "trajectoryId"').fetchall()
+        logged = connection.execute('SELECT response FROM llm_call_logs ORDER BY "trajectoryId"').fetchall()
+    assert [json.loads(steps)[0]["llmCalls"][0]["response"] for (steps,) in stored] == list(ODD)
+    assert "\\u0000" in stored[0][0] and "\\ud800" in stored[1][0]
+    assert [response for (response,) in logged] == list(ODD.values())
+
+
+def test_texts_that_postgresql_refuses_survive_the_spool(agents, tmp_path):
+    spool = tmp_path / "spool.jsonl"
+    with Recorder(gone(tmp_path), spool) as recorder:
+        for n, answer in enumerate(ODD):
+            recorder.record(odd_run(f"t{n}", answer).trajectory, [])
+    assert replay_spool(agents, spool).written == len(ODD)
+    with agents.connect() as connection:
+        stored = connection.execute('SELECT "stepsJson" FROM trajectories ORDER BY "trajectoryId"').fetchall()
+    assert [json.loads(steps)[0]["llmCalls"][0]["response"] for (steps,) in stored] == list(ODD)
 
 
 def test_a_value_that_json_cannot_hold_is_reported_and_spooled(agents, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from babylon_rl.errors import ModelError, TrainingError
 from babylon_rl.groups.snapshots import make_snapshot
-from babylon_rl.training.backend import answer_tokens, opposite_tokens, update
+from babylon_rl.training.backend import opposite_tokens, update
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.policy import Answer, Policy, use_threads
 from babylon_rl.training.recipe import Recipe
@@ -24,7 +24,7 @@ def answers_of(policy: Policy, windows: int) -> list[Answer]:
         Answer(
             d.prompt_token_ids,
             d.token_ids,
-            [answer_tokens(policy.tokenizer, c) for c in d.choices or ()],
+            [policy.chat.answer(c) for c in d.choices or ()],
             d.temperature,
         )
         for group in groups
@@ -155,7 +155,7 @@ def _buys(decision) -> bool:
 
 
 def _lead(policy: Policy, result) -> float:
-    buy, sell = (answer_tokens(policy.tokenizer, verb)[0] for verb in ("BUY", "SELL"))
+    buy, sell = (policy.chat.answer(verb)[0] for verb in ("BUY", "SELL"))
     return float((result.opening[buy] - result.opening[sell]).detach())
 
 
