@@ -7,6 +7,7 @@ step that has no calls; where the step has calls, it must say the same.
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import md5
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ from babylon_rl.database.bulk import compiled
 from babylon_rl.database.connect import Recordings
 from babylon_rl.database.tables import recorded_calls
 from babylon_rl.database.values import clean_text
-from babylon_rl.recording.catalog import readable
-from babylon_rl.recording.decoding import Refusal
+from babylon_rl.recording.catalog import Entry, readable
+from babylon_rl.recording.decoding import Decoded, Refusal
 from babylon_rl.recording.reasons import Reason
 from babylon_rl.recording.records import LLMCall, RecordedCall, Step
 
@@ -69,6 +70,29 @@ class CallLog:
         self._tables = [(recordings.ours, sql.Identifier("babylon_rl", "llm_call_logs"))]
         if readable(recordings.application, "llm_call_logs", "trajectoryId"):
             self._tables.insert(0, (recordings.application, sql.Identifier("llm_call_logs")))
+
+    def told_of(self, trajectory_ids: Sequence[str]) -> set[str]:
+        """Which of the trajectories the log tells something of."""
+        query = sql.SQL('SELECT DISTINCT "trajectoryId" FROM {} WHERE "trajectoryId" = ANY(%s)')
+        return {
+            name
+            for connection, table in (self._tables if trajectory_ids else ())
+            for (name,) in connection.execute(query.format(table), (list(trajectory_ids),))
+        }
+
+    def added(self, rows: Sequence[tuple[Entry, Decoded]]) -> Iterator[tuple[Entry, Decoded]]:
+        """The rows with the log's calls in steps that have none, or with what the log says against them."""
+        if not rows:
+            return
+        bare = {entry.trajectory_id for entry, own in rows if not all(step.llm_calls for step in own.steps)}
+        told = [entry.trajectory_id for entry, _ in rows if entry.trajectory_id not in bare]
+        logged = self.read(sorted(bare), told)
+        for entry, own in rows:
+            try:
+                steps = with_logged(entry.trajectory_id, own.steps, logged.get(entry.trajectory_id, ()))
+                yield entry, replace(own, steps=steps)
+            except Refusal as refusal:
+                yield entry, replace(own, conflict=refusal)
 
     def read(self, bare: Sequence[str], told: Sequence[str]) -> dict[str, list[Logged]]:
         """Log rows by trajectory: with the texts of `bare`, without them of `told`; each call once.

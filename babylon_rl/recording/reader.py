@@ -68,7 +68,7 @@ class RangeReader:
         return _whole(window_id, [row.brief() if _usable(row) and not _member(row) else row for row in rows])
 
     def stream(self, window_id: str) -> Iterator[UsableTrajectory | Rejected]:
-        """Each row of the window by trajectory id; a piece of them is in memory at a time."""
+        """Each row of the window, in any order; a piece of them is in memory at a time."""
         yield from self._rows.read(window_id, window_entries(self.recordings, window_id, self.misnamed(window_id)))
 
     def misnamed(self, window_id: str) -> list[str]:
@@ -106,6 +106,7 @@ def read_windows(recordings: Recordings, window_ids: Sequence[str]) -> Iterator[
 
 
 def _whole(window_id: str, rows: list[UsableTrajectory | Rejected]) -> RecordedWindow:
+    rows.sort(key=lambda row: row.trajectory_id)
     usable = [row for row in rows if isinstance(row, UsableTrajectory)]
     rejected = [row for row in rows if isinstance(row, Rejected)]
     return RecordedWindow(window_id, usable, rejected, window_revision(rows))

@@ -1,26 +1,20 @@
 """From catalogued rows to trajectories: the order in which reasons are looked for, and the P&L of a window."""
 
+import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC
-from typing import Any
-
-import psycopg
-from psycopg import sql
+from typing import Any, NamedTuple
 
 from babylon_rl.database.connect import Recordings
-from babylon_rl.recording.calls import CallLog, read_calls, with_logged
-from babylon_rl.recording.catalog import APPLICATION, OURS, Entry, known_agents
+from babylon_rl.recording.attribution import Attribution
+from babylon_rl.recording.calls import CallLog
+from babylon_rl.recording.catalog import Entry, known_agents
 from babylon_rl.recording.decoding import Decoded, Refusal, decode_steps
+from babylon_rl.recording.pieces import Piece, fetched
 from babylon_rl.recording.reasons import TEXTS, Reason
 from babylon_rl.recording.records import RecordedCall, Step
-from babylon_rl.recording.window import (
-    Rejected,
-    UsableTrajectory,
-    provenance_of,
-    trainability,
-    trajectory_digest,
-)
+from babylon_rl.recording.window import Rejected, UsableTrajectory, provenance_of, trainability, trajectory_digest
 from babylon_rl.windows import WINDOW_LENGTH, parse_window_id
 
 FINISHED = {"completed", "completed_with_errors"}
@@ -29,7 +23,16 @@ ENGINE = "market-decision-engine"
 
 LONGEST_STEPS = 32 * 2**20  # bytes of stepsJson that are fetched at all
 LARGEST_PNL = 1e100  # dollars; sums and squares of what is larger leave the range of a double
-PIECE_ROWS, PIECE_BYTES = 200, 16 * 2**20  # what is in memory at a time
+
+
+class Examined(NamedTuple):
+    """A row, the window that is its own, what was found of it, and its steps where they could be decoded."""
+
+    entry: Entry
+    window_id: str | None
+    found: UsableTrajectory | Rejected
+    steps: list[Step]
+    has_tokens: bool
 
 
 class RowReader:
@@ -39,84 +42,65 @@ class RowReader:
         self.recordings, self._used, self._log = recordings, used, CallLog(recordings)
 
     def read(self, window_id: str, entries: Sequence[Entry]) -> Iterator[UsableTrajectory | Rejected]:
-        """Each of the rows, all of them of the window, in their order."""
+        """Each of the rows, all of them of the window, in any order."""
+        for examined in self.examine(entries, window_id):
+            yield examined.found
+
+    def examine(self, entries: Sequence[Entry], window_id: str | None = None) -> Iterator[Examined]:
+        """Each of the rows in its own window, in any order; `window_id`: the window that all of them are in.
+
+        Rows that the call log tells of come last in their piece; all others are let go one by one.
+        """
         agents = known_agents(self.recordings, (entry.agent_id for entry in entries))
-        hour = _milliseconds(window_id)
-        for piece in pieces(entries):
-            for entry, decoded, calls in self.decoded(piece, agents):
-                misnamed = entry.named not in (None, window_id) and entry.attribution.misnamed
-                if isinstance(decoded, Refusal):
-                    yield _rejected(entry, decoded, misnamed)
-                    continue
-                try:
-                    found = _trajectory(entry, decoded, calls, window_id, hour, misnamed)
-                except Refusal as refusal:
-                    yield _rejected(entry, refusal, misnamed)
-                    continue
-                yield _as_used(found) if entry.used and not self._used else found
 
-    def decoded(
-        self, piece: Sequence[Entry], agents: set[str] | None
-    ) -> Iterator[tuple[Entry, Decoded | Refusal, list[RecordedCall]]]:
-        """Each row of the piece with its steps, to which the log's calls are added, or with why it has none."""
-        refused = {entry.trajectory_id: why for entry in piece if (why := refused_by_columns(entry, agents))}
-        found: dict[str, Decoded | Refusal] = dict(refused)
-        for trajectory_id, text in self._texts([entry for entry in piece if entry.trajectory_id not in refused]):
-            try:
-                found[trajectory_id] = decode_steps(text)
-            except Refusal as refusal:
-                found[trajectory_id] = refusal
-        steps = {name: one.steps for name, one in found.items() if isinstance(one, Decoded)}
-        calls = read_calls(self.recordings.ours, list(steps))
-        bare = [name for name, own in steps.items() if not all(step.llm_calls for step in own)]
-        logged = self._log.read(bare, [name for name in steps if name not in set(bare)]) if steps else {}
-        for entry in piece:
-            one = found.get(entry.trajectory_id)
-            if one is None:
-                continue  # deleted since it was catalogued, where the reader has no snapshot
-            yield entry, self._with_log(entry, one, logged), calls.get(entry.trajectory_id, [])
+        def refuse(entry: Entry) -> Refusal | None:
+            return (_without_window(entry) if window_id is None else None) or refused_by_columns(entry, agents)
 
-    def _with_log(self, entry: Entry, one: Decoded | Refusal, logged: dict[str, list[Any]]) -> Decoded | Refusal:
-        rows = logged.get(entry.trajectory_id)
-        if not rows or isinstance(one, Refusal):
-            return one
+        for piece in fetched(self.recordings, self._log, entries, refuse):
+            logged: list[tuple[Entry, Decoded]] = []
+            for entry in piece.entries:
+                decoded = _decoded(piece, entry.trajectory_id)
+                if decoded is None:
+                    continue  # deleted since it was catalogued, where the reader has no snapshot
+                if isinstance(decoded, Decoded) and entry.trajectory_id in piece.logged:
+                    logged.append((entry, decoded))
+                    continue
+                yield self._examined(entry, decoded, piece.calls.get(entry.trajectory_id, []), window_id)
+            for entry, decoded in self._log.added(logged):
+                yield self._examined(entry, decoded, piece.calls.get(entry.trajectory_id, []), window_id)
+
+    def _examined(
+        self, entry: Entry, decoded: Decoded | Refusal, calls: list[RecordedCall], window_id: str | None
+    ) -> Examined:
+        known = window_id is not None and entry.named in (None, window_id)
+        own = Attribution(window_id) if known else entry.attribution
+        if isinstance(decoded, Refusal):
+            return Examined(entry, own.window_id, _rejected(entry, decoded, own.misnamed), [], bool(calls))
+        found: UsableTrajectory | Rejected
         try:
-            return Decoded(with_logged(entry.trajectory_id, one.steps, rows), one.mended)
+            found = _trajectory(entry, decoded, calls, own)
         except Refusal as refusal:
-            return Decoded(one.steps, one.mended, refusal)
-
-    def _texts(self, entries: Sequence[Entry]) -> Iterator[tuple[str, bytes]]:
-        for ours, table in ((False, APPLICATION), (True, OURS)):
-            connection = self.recordings.ours if ours else self.recordings.application
-            ids = [entry.trajectory_id for entry in entries if entry.ours is ours]
-            if ids:
-                yield from _copied(connection, table, ids)
+            found = _rejected(entry, refusal, own.misnamed)
+        else:
+            if entry.used and not self._used:
+                found = _as_used(found)
+        return Examined(entry, own.window_id, found, decoded.steps, bool(calls))
 
 
-def _copied(connection: psycopg.Connection, table: sql.Identifier, ids: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Texts by trajectory. COPY: the server prepares the next row while this one is decoded."""
-    query = sql.SQL(
-        'COPY (SELECT "trajectoryId", "stepsJson" FROM {} WHERE "trajectoryId" = ANY({})) TO STDOUT (FORMAT BINARY)'
-    ).format(table, sql.Literal(ids))
-    encoding = connection.info.encoding
-    with connection.cursor() as cursor, cursor.copy(query) as copy:
-        copy.set_types(["text", "bytea"])
-        for trajectory_id, text in copy.rows():
-            yield trajectory_id, text if encoding in ("utf-8", "ascii") else text.decode(encoding, "replace").encode()
+def _decoded(piece: Piece, trajectory_id: str) -> Decoded | Refusal | None:
+    """The row's steps or why there are none; its text is let go. None where it is gone."""
+    text = piece.texts.pop(trajectory_id, None)
+    if text is None:
+        return piece.refused.get(trajectory_id)
+    try:
+        return decode_steps(text)
+    except Refusal as refusal:
+        return refusal
 
 
-def pieces(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """The rows in pieces that are bounded in rows and bytes; a single row may be longer."""
-    piece: list[Entry] = []
-    total = 0
-    for entry in entries:
-        if piece and (len(piece) >= PIECE_ROWS or total + entry.length > PIECE_BYTES):
-            yield piece
-            piece, total = [], 0
-        piece.append(entry)
-        total += entry.length
-    if piece:
-        yield piece
+def _without_window(entry: Entry) -> Refusal | None:
+    reason = entry.attribution.reason
+    return None if reason is None else Refusal(Reason(reason))
 
 
 def refused_by_columns(entry: Entry, agents: set[str] | None) -> Refusal | None:
@@ -151,12 +135,12 @@ def _as_used(found: UsableTrajectory) -> Rejected:
     return Rejected(found.trajectory_id, found.agent_id, reason.value, TEXTS[reason], found.misnamed, found.digest)
 
 
-def _trajectory(
-    entry: Entry, decoded: Decoded, calls: list[RecordedCall], window_id: str, hour: tuple[int, int], misnamed: bool
-) -> UsableTrajectory:
+def _trajectory(entry: Entry, decoded: Decoded, calls: list[RecordedCall], own: Attribution) -> UsableTrajectory:
+    window_id = own.window_id
+    assert window_id is not None and entry.ended is not None
     _refuse_not_finite(entry)
     steps = decoded.steps
-    known = known_pnls(steps, entry.final_pnl, hour)
+    known = known_pnls(steps, entry.final_pnl, _milliseconds(window_id))
     if not known:
         raise Refusal(Reason.NO_PNL)
     first, last = known[0], known[-1]
@@ -165,7 +149,6 @@ def _trajectory(
     if decoded.conflict is not None:
         raise decoded.conflict
     reason, detail = trainability(steps, decoded.mended) or (None, "")
-    assert entry.ended is not None
     end_time = entry.ended.replace(tzinfo=UTC)
     balance = finite(entry.final_balance)
     return UsableTrajectory(
@@ -185,7 +168,7 @@ def _trajectory(
         digest=trajectory_digest(entry.trajectory_id, entry.agent_id, end_time, (first, last), balance, steps, calls),
         not_trainable=None if reason is None else reason.value,
         detail=detail,
-        misnamed=misnamed,
+        misnamed=own.misnamed,
     )
 
 
@@ -207,11 +190,12 @@ def known_pnls(steps: Sequence[Step], final_pnl: float | None, hour: tuple[int, 
     for step in steps:
         if step.timestamp and not begin <= step.timestamp < end:
             continue
-        values = [step.environment_state.get("agentPnL")]
+        if (pnl := finite(step.environment_state.get("agentPnL"))) is not None:
+            known.append(pnl)
         for source in (step.action.parameters, step.action.result):
-            if isinstance(source, dict) and ("finalPnL" in source or "initialPnL" in source):
-                values += (source.get("initialPnL"), source.get("finalPnL"))
-        known += [pnl for value in values if (pnl := finite(value)) is not None]
+            if type(source) is dict and ("finalPnL" in source or "initialPnL" in source):
+                told = (finite(source.get("initialPnL")), finite(source.get("finalPnL")))
+                known += [pnl for pnl in told if pnl is not None]
     if (pnl := finite(final_pnl)) is not None:
         known.append(pnl)
     return known
@@ -219,6 +203,8 @@ def known_pnls(steps: Sequence[Step], final_pnl: float | None, hour: tuple[int, 
 
 def finite(value: Any) -> float | None:
     """A finite number, else nothing; true and false are no numbers."""
+    if type(value) is float:
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -228,6 +214,7 @@ def finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+@functools.lru_cache(maxsize=512)
 def _milliseconds(window_id: str) -> tuple[int, int]:
     start = round(parse_window_id(window_id).timestamp() * 1000)
     return start, start + round(WINDOW_LENGTH.total_seconds() * 1000)

@@ -119,8 +119,9 @@ def action_calls(step: Step) -> list[LLMCall]:
     Where none says so, it is the last one whose purpose is none of `NOT_DECIDING`; a step may have none.
     """
     calls = step.llm_calls
-    if not calls:
-        return []
+    if len(calls) < 2:
+        deciding = calls and (calls[0].purpose == "action" or calls[0].purpose.strip().lower() not in NOT_DECIDING)
+        return calls if deciding else []
     marked = [c for c in calls if c.purpose == "action"]
     return marked or [c for c in calls if c.purpose.strip().lower() not in NOT_DECIDING][-1:]
 

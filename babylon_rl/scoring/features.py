@@ -6,6 +6,7 @@ the application write. Amounts are dollars, shares of capital are plain fraction
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +24,7 @@ TICKER, QUESTION = "ticker", "question"
 # How the application and the simulated market name the direction of a trade.
 LONG = frozenset({"buy", "long", "yes", "open_long", "buy_yes", "buy_shares", "sell_no", "close_short"})
 SHORT = frozenset({"sell", "short", "no", "open_short", "buy_no", "sell_shares", "sell_yes", "close_long"})
+FEES, SIZE = ("fees", "fee"), ("notional", "amount", "size")
 INSTRUMENT = ("instrument", "ticker", "marketId", "market_id")
 
 
@@ -81,18 +83,19 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
     acted: dict[str, None] = {}
     for step in trajectory.steps:
         action = step.action
-        what = kind_of(action)
+        what, said = kind_of(action), _said(action)
         counts[what, action.success] += 1
-        direction = direction_of(action) if what is Kind.TRADE else 0
-        acted[_spoken(action, what, direction)] = None
+        direction = _direction(action.action_type, said) if what is Kind.TRADE else 0
+        instrument = _first(said, INSTRUMENT)
+        acted[_spoken(action, what, direction, instrument)] = None
         if what is not Kind.TRADE or not action.success:
             continue
-        fees += _amount(action, "fees", "fee")
-        instrument, kind = _instrument(action, market)
-        size = abs(_amount(action, "notional", "amount", "size"))
-        notional[instrument] = notional.get(instrument, 0.0) + size
-        exposure[instrument] = exposure.get(instrument, 0.0) + direction * size
-        kinds[instrument] = kind
+        fees += _amount(said, FEES)
+        name, kind = _instrument(said, instrument, market)
+        size = abs(_amount(said, SIZE))
+        notional[name] = notional.get(name, 0.0) + size
+        exposure[name] = exposure.get(name, 0.0) + direction * size
+        kinds[name] = kind
     return Features(
         trajectory_id=trajectory.trajectory_id,
         agent_id=trajectory.agent_id,
@@ -118,11 +121,14 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
 
 def direction_of(action: Action) -> int:
     """1 where a trade buys exposure, -1 where it sells, 0 where nothing says which."""
-    name = normal(action.action_type)
-    side = _said(action, "side")
+    return _direction(action.action_type, _said(action))
+
+
+def _direction(action_type: str, said: Mapping[str, Any]) -> int:
+    name, side = normal(action_type), said.get("side")
     # An explicit side outranks the action's name: BUY with side "no" is exposure against the question.
-    for said in (_said(action, "direction"), side, action.action_type):
-        word = normal(said) if isinstance(said, str) else None
+    for told in (said.get("direction"), side, name):
+        word = normal(told) if isinstance(told, str) else None
         if word in LONG or word in SHORT:
             return _closing(name, side) * (1 if word in LONG else -1)
     return 0
@@ -135,33 +141,46 @@ def _closing(name: str, side: Any) -> int:
     return -1 if gives_up and side else 1
 
 
-def _said(action: Action, *names: str) -> Any:
-    """The first of the names that the result or the parameters give a value."""
-    for source in (action.result, action.parameters):
-        if isinstance(source, dict):
-            for name in names:
-                value = source.get(name)
-                if value is not None:
-                    return value
+def _said(action: Action) -> Mapping[str, Any]:
+    """What the action's result and parameters say; the result outranks, where it says something."""
+    asked = action.parameters if type(action.parameters) is dict else {}
+    result = action.result
+    if type(result) is not dict or not result:
+        return asked
+    if None in result.values():
+        result = {name: value for name, value in result.items() if value is not None}
+    return {**asked, **result}
+
+
+def _first(said: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The first of the names that is given a value."""
+    for name in names:
+        value = said.get(name)
+        if value is not None:
+            return value
     return None
 
 
-def _amount(action: Action, *names: str) -> float:
-    return finite(_said(action, *names)) or 0.0
+def _amount(said: Mapping[str, Any], names: tuple[str, ...]) -> float:
+    return finite(_first(said, names)) or 0.0
 
 
-def _instrument(action: Action, market: Market) -> tuple[str, str]:
-    name = _said(action, *INSTRUMENT)
+def _instrument(said: Mapping[str, Any], name: Any, market: Market) -> tuple[str, str]:
     if name is None:
         return "unknown", QUESTION
-    named_as_ticker = _said(action, "ticker") is not None
-    return str(name), market.kinds.get(str(name), TICKER if named_as_ticker else QUESTION)
+    named_as_ticker = said.get("ticker") is not None
+    text = _word(name)
+    return text, market.kinds.get(text, TICKER if named_as_ticker else QUESTION)
 
 
-def _spoken(action: Action, what: Kind, direction: int) -> str:
+def _word(name: Any) -> str:
+    """A name as text; one that was recorded as a number has no fraction."""
+    return str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
+
+
+def _spoken(action: Action, what: Kind, direction: int, instrument: Any) -> str:
     verb = {1: "BUY", -1: "SELL"}.get(direction) or ("HOLD" if what is Kind.HOLD else action.action_type)
-    name = None if what is Kind.HOLD else _said(action, *INSTRUMENT)
-    words = verb if name is None else f"{verb} {name}"
+    words = verb if what is Kind.HOLD or instrument is None else f"{verb} {_word(instrument)}"
     return words if action.success else f"{words} (failed)"
 
 
