@@ -9,8 +9,11 @@ from typing import Any
 
 import msgspec
 
+# What JavaScript keeps in an object. Its numbers are read as floats, so that 100 and 100.0 are the same recording.
+Values = dict[str, float | bool | str | None | list[Any] | dict[str, Any]]
 
-class LLMCall(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+
+class LLMCall(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True, kw_only=True):
     """One call of the language model, verbatim."""
 
     model: str
@@ -26,29 +29,35 @@ class LLMCall(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, k
     reasoning: str | None = None
     latency_ms: float | None = None
     action_type: str | None = None
+    call_id: str | None = None  # the plugin's
 
 
-class Action(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+class Action(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True, kw_only=True):
     """What the agent did; a malformed answer is an action with `success` false."""
 
     action_type: str
-    parameters: dict[str, Any]
+    parameters: Values | list[Any] | str | float | bool | None  # interceptors record what they please
     success: bool
-    result: Any = None
+    result: Values | list[Any] | str | float | bool | None = None
     error: str | None = None
     reasoning: str | None = None
+    action_name: str | None = None  # the plugin's
 
 
-class Step(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """One step of a trajectory: what was seen, asked, answered, done and earned. `timestamp`: epoch milliseconds."""
+class Step(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True, kw_only=True):
+    """One step of a trajectory: what was seen, asked, answered, done and earned.
+
+    `timestamp`: epoch milliseconds, 0 where it is not known.
+    """
 
     step_number: int
     timestamp: int | float
-    environment_state: dict[str, Any]
-    provider_accesses: list[dict[str, Any]]
+    environment_state: Values
+    provider_accesses: list[Any]
     llm_calls: list[LLMCall]
     action: Action
     reward: float | None
+    step_id: str | None = None  # the plugin's
 
 
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +92,7 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     shares: float
 
 
-class RecordedCall(msgspec.Struct, frozen=True, kw_only=True):
+class RecordedCall(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What one LLM call sampled, and from which distribution. Row of `recorded_calls`.
 
     `call_id` is `<trajectory>-call-<step>-<number in the step>`. `logprobs`: one a token, natural logarithm.
