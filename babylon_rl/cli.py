@@ -10,6 +10,8 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from babylon_rl.bench.commands import app as bench_app
+from babylon_rl.commands.verify import verify
+from babylon_rl.commands.windows import windows as windows_command
 from babylon_rl.console import (
     DatabaseOption,
     JsonOption,
@@ -31,6 +33,8 @@ app = typer.Typer(
 db_app = typer.Typer(help="The embedded PostgreSQL server and the schema.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
 app.add_typer(bench_app, name="bench")
+app.command("verify")(verify)
+app.command("windows")(windows_command)
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 
