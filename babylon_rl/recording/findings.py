@@ -9,6 +9,7 @@ import msgspec
 
 from babylon_rl.database.catalogue import Catalogue, Server
 from babylon_rl.recording.listing import TOLD_EVERY, ListedWindow, WindowTally, in_order
+from babylon_rl.windows import window_of
 
 if TYPE_CHECKING:
     from babylon_rl.recording.survey import SurveyedRow
@@ -136,7 +137,7 @@ class RowTally:
 
     def found(self, min_agents: int, now: datetime) -> WindowsFound:
         """The windows."""
-        every = in_order(tally.listed(name, min_agents, now) for name, tally in self.windows.items())
+        every = in_order(tally.listed(name, min_agents, window_of(now)) for name, tally in self.windows.items())
         ids = [one.window_id for one in every if one.window_id is not None]
         ready = [one.window_id for one in every if one.ready]
         return WindowsFound(

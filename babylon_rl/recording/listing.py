@@ -13,7 +13,7 @@ import psycopg
 
 from babylon_rl.database.connect import NOTHING_MATERIALIZED
 from babylon_rl.errors import DatabaseError
-from babylon_rl.windows import WINDOW_LENGTH, parse_window_id, window_of
+from babylon_rl.windows import window_of
 
 if TYPE_CHECKING:
     from babylon_rl.recording.survey import SurveyedRow
@@ -64,8 +64,8 @@ class WindowTally:
         else:
             self.not_trainable[row.not_trainable] += 1
 
-    def listed(self, window_id: str | None, min_agents: int, now: datetime) -> ListedWindow:
-        """The window's entry."""
+    def listed(self, window_id: str | None, min_agents: int, open_window: str) -> ListedWindow:
+        """The window's entry, as `listed`."""
         return listed(
             window_id,
             len(self.agents),
@@ -75,7 +75,7 @@ class WindowTally:
             self.rejected,
             self.not_trainable,
             min_agents,
-            now,
+            open_window,
         )
 
 
@@ -88,10 +88,10 @@ def listed(
     rejected: dict[str, int],
     not_trainable: dict[str, int],
     min_agents: int,
-    now: datetime,
+    open_window: str,
 ) -> ListedWindow:
-    """The entry of a window with these counts. `now` (aware) decides whether its hour is over."""
-    ready, reason = readiness(window_id, agents, recorded, scorable, min_agents, now)
+    """The entry of a window with these counts. `open_window`: the one that holds the present; those before are over."""
+    ready, reason = readiness(window_id, agents, recorded, scorable, min_agents, open_window)
     return ListedWindow(
         window_id=window_id,
         agents=agents,
@@ -106,12 +106,12 @@ def listed(
 
 
 def readiness(
-    window_id: str | None, agents: int, recorded: int, scorable: int, min_agents: int, now: datetime
+    window_id: str | None, agents: int, recorded: int, scorable: int, min_agents: int, open_window: str
 ) -> tuple[bool, str]:
-    """Whether a window can be materialized to the end, and the reason for a person."""
+    """Whether a window that is over has so many agents, and the reason for a person."""
     if window_id is None:
         return False, NO_WINDOW
-    if now < parse_window_id(window_id) + WINDOW_LENGTH:
+    if window_id >= open_window:  # ids are in the order of time
         return False, "the hour is not over"
     if not scorable:
         return False, f"none of {recorded} recorded rows can be used" if recorded else "nothing was recorded"
@@ -122,13 +122,16 @@ def readiness(
 
 # --- as materialized ------------------------------------------------------------------------------
 
+# Decoded here: psycopg's own way costs more than the whole query.
+_counts = msgspec.json.Decoder(dict[str, int])
+
 # Current rows stand in the partial unique indexes, by window; superseded ones are not touched.
 _MATERIALIZED = """
-    SELECT window_id, agents, recorded, usable, trainable, reasons, not_trainable
+    SELECT window_id, agents, recorded, usable, trainable, reasons::text, not_trainable::text
     FROM babylon_rl.windows
     WHERE superseded_at IS NULL AND window_id >= %(first)s
     UNION ALL
-    SELECT NULL, 0, sum(rows)::int, 0, 0, jsonb_object_agg(reason, rows), '{}'::jsonb
+    SELECT NULL, 0, sum(rows)::int, 0, 0, jsonb_object_agg(reason, rows)::text, '{}'
     FROM (
         SELECT reason, count(*) AS rows FROM babylon_rl.rejected_trajectories
         WHERE superseded_at IS NULL AND window_id IS NULL AND refused_for = 'scoring'
@@ -150,7 +153,11 @@ def materialized_windows(
     if there == (None,):
         raise DatabaseError(NOTHING_MATERIALIZED)
     found = connection.execute(_MATERIALIZED, {"first": first_window(now, lookback_hours) or ""})
-    return in_order(listed(*row, min_agents=min_agents, now=now) for row in found)
+    open_window = window_of(now)
+    return in_order(
+        listed(*counts, _counts.decode(rejected), _counts.decode(not_trainable), min_agents, open_window)
+        for *counts, rejected, not_trainable in found.fetchall()
+    )
 
 
 # --- as recorded ----------------------------------------------------------------------------------
@@ -170,7 +177,8 @@ def live_windows(
         tallies[row.window_id].add(row)
         if number % TOLD_EVERY == 0:
             progress(number)
-    return in_order(tally.listed(window_id, min_agents, now) for window_id, tally in tallies.items())
+    open_window = window_of(now)
+    return in_order(tally.listed(window_id, min_agents, open_window) for window_id, tally in tallies.items())
 
 
 def first_window(now: datetime, lookback_hours: float | None) -> str | None:

@@ -14,7 +14,7 @@ from babylon_rl.recording.listing import first_window, live_windows, materialize
 from babylon_rl.recording.summary import summarize_windows
 from babylon_rl.recording.survey import survey
 from babylon_rl.settings import Settings
-from babylon_rl.windows import WINDOW_LENGTH, parse_window_id, shift_window, window_range
+from babylon_rl.windows import WINDOW_LENGTH, parse_window_id, shift_window, window_of, window_range
 from babylon_rl_tests.commands.strangers import (
     NOW,
     PASSWORD,
@@ -108,11 +108,12 @@ def test_ready_is_for_so_many_agents_whatever_was_asked_when_it_was_materialized
 
 def test_a_window_is_ready_from_the_end_of_its_hour_on():
     end = parse_window_id(WINDOW) + WINDOW_LENGTH
-    assert readiness(WINDOW, 5, 5, 5, 3, end) == (True, "5 agents")
-    assert readiness(WINDOW, 5, 5, 5, 3, end - WINDOW_LENGTH / 3600) == (False, "the hour is not over")
-    assert readiness(WINDOW, 2, 5, 5, 3, end) == (False, "2 of at least 3 agents")
-    assert readiness(WINDOW, 0, 5, 0, 3, end) == (False, "none of 5 recorded rows can be used")
-    assert readiness(None, 9, 9, 0, 1, end)[0] is False
+    over, still = window_of(end), window_of(end - WINDOW_LENGTH / 3600)
+    assert readiness(WINDOW, 5, 5, 5, 3, over) == (True, "5 agents")
+    assert readiness(WINDOW, 5, 5, 5, 3, still) == (False, "the hour is not over")
+    assert readiness(WINDOW, 2, 5, 5, 3, over) == (False, "2 of at least 3 agents")
+    assert readiness(WINDOW, 0, 5, 0, 3, over) == (False, "none of 5 recorded rows can be used")
+    assert readiness(None, 9, 9, 0, 1, over)[0] is False
 
 
 def test_looking_back_counts_from_now(database):
