@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from babylon_rl.recording.findings import MarketFound, RowsFound, Verification, WindowsFound
 
 MOST_WINDOWS = 5  # that are told one by one
-WIDE = 12
 
 
 def verify(
@@ -108,14 +107,17 @@ def _table_line(table: "TableFound") -> str:
 
 def _row_lines(rows: "RowsFound") -> Iterator[str]:
     among = "" if rows.newest is None else f" (the newest {rows.newest:,}, in whole windows)"
-    yield f"recorded  {rows.recorded:>{WIDE},}{among}"
-    yield f"scorable  {rows.scorable:>{WIDE},}"
-    yield f"trainable {rows.trainable:>{WIDE},}"
-    yield f"with text {_share(rows.text_share):>{WIDE}} of the scorable rows"
-    yield f"with log-probabilities {_share(rows.logprobs_share)} of the scorable rows"
-    yield f"by producer: {_counts(rows.by_producer)}"
-    yield f"rejected, of no use: {_counts(rows.rejected)}"
-    yield f"scorable, not trainable: {_counts(rows.not_trainable)}"
+    told = {
+        "recorded": f"{rows.recorded:,}{among}",
+        "by producer": _counts(rows.by_producer),
+        "rejected": _counts(rows.rejected),
+        "scorable": f"{rows.scorable:,}",
+        "not trainable": _counts(rows.not_trainable),
+        "trainable": f"{rows.trainable:,}",
+        "with text": f"{_share(rows.text_share)} of the scorable",
+        "with log-probabilities": f"{_share(rows.logprobs_share)} of the scorable",
+    }
+    yield from (f"{name:<24}{value}" for name, value in told.items())
 
 
 def _share(share: float | None) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 from babylon_rl.commands.counting import counting
@@ -15,8 +16,8 @@ from babylon_rl.settings import Settings
 if TYPE_CHECKING:
     from babylon_rl.recording.listing import ListedWindow
 
-# So wide that no count and no reason of a window is cut.
-WIDEST = 160
+# Where no terminal says how wide it is: reasons stand on one line.
+WIDE = 160
 
 
 def windows(
@@ -66,7 +67,8 @@ def _live(settings: Settings, min_agents: int, now: datetime, lookback_hours: fl
 def _tell(shown: "list[ListedWindow]", found: "list[ListedWindow]", live: bool) -> None:
     quiet = [one for one in shown if one.recorded == 0]
     if len(shown) > len(quiet):
-        console.print(_table(one for one in shown if one.recorded), width=max(console.width, WIDEST), no_wrap=True)
+        wide = console if console.is_terminal else Console(width=max(console.width, WIDE))
+        wide.print(_table(one for one in shown if one.recorded))
     named = [one for one in found if one.window_id is not None]
     rows = sum(one.recorded for one in found)
     said = f"{len(named):,} windows, {sum(one.ready for one in named):,} ready; {rows:,} rows: "
@@ -83,14 +85,18 @@ def _table(windows) -> Table:
     for name in ("window", "agents", "rows", "scorable", "trainable"):
         table.add_column(name, justify="left" if name == "window" else "right", no_wrap=True)
     table.add_column("ready", no_wrap=True)
-    table.add_column("reason", overflow="fold")
-    table.add_column("rejected, not trainable", overflow="fold")
+    table.add_column("reason; rows that are rejected, or scored and not trained on", overflow="fold")
     for one in windows:
         counts = (f"{number:,}" for number in (one.agents, one.recorded, one.scorable, one.trainable))
         refused = ", ".join(
             f"{reason} {number:,}" for reason, number in (*one.rejected.items(), *one.not_trainable.items())
         )
-        table.add_row(one.window_id or "(none)", *counts, "yes" if one.ready else "no", one.reason, refused)
+        table.add_row(
+            one.window_id or "(none)",
+            *counts,
+            "yes" if one.ready else "no",
+            "; ".join(filter(None, (one.reason, refused))),
+        )
     return table
 
 
