@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="device of the torch backend and of the endpoint")
     threads: int = Field(0, ge=0, description="torch threads of trainer and endpoint; 0: one per core")
+    workers: int = Field(
+        1, ge=1, le=64, description="processes that read and score a range of windows, each with its own connections"
+    )
     min_agents_per_window: int = Field(
         3,
         ge=1,

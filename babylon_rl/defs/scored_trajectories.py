@@ -38,5 +38,6 @@ def scored_trajectories(
     context: dg.AssetExecutionContext, database: DatabaseResource, market_outcomes: pd.DataFrame
 ) -> dg.Output[WindowRows]:
     opened = database.open()
-    rows = score_windows(opened, window_ids(context), market_outcomes, get_settings().scorer)
+    settings = get_settings()
+    rows = score_windows(opened, window_ids(context), market_outcomes, settings.scorer, workers=settings.workers)
     return written(context, opened, rows, scores_metadata)

@@ -57,5 +57,6 @@ recorded_trajectories = dg.AssetSpec(
 @typed_failures()
 def windows(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.Output[WindowRows]:
     opened = database.open()
-    rows = summarize_windows(opened, window_ids(context), get_settings().min_agents_per_window)
+    settings = get_settings()
+    rows = summarize_windows(opened, window_ids(context), settings.min_agents_per_window, workers=settings.workers)
     return written(context, opened, rows, windows_metadata)

@@ -119,6 +119,8 @@ def _member(row: Mapping[str, Any] | None, trajectory: "UsableTrajectory | None"
         return "not_scored: it was recorded after the window was scored"
     if trajectory is None:
         return "not_recorded: its recording is gone or no longer usable"
+    if trajectory.not_trainable is not None:
+        return f"{trajectory.not_trainable}: {trajectory.detail}"
     if row["provenance"] != "logged":
         return LEFT_OUT.get(row["provenance"], str(row["provenance"]))
     decisions = view_of(trajectory)

@@ -50,7 +50,8 @@ def altered_groups(recordings: Recordings, window_ids: Sequence[str]) -> pd.Data
     statement = current_rows(art_groups, window_ids).with_only_columns(
         columns.window_id, columns.group, columns.group_digest, columns.members, columns.window_revision
     )
-    reader, found = RangeReader(recordings, window_ids), []
+    # What was trained on is compared as it was before that was noted.
+    reader, found = RangeReader(recordings, window_ids, used=True), []
     for window_id, stored, digest, members, revision in stream_rows(recordings.ours, statement, batch=20):
         try:
             group = decode_group(stored)
@@ -59,7 +60,7 @@ def altered_groups(recordings: Recordings, window_ids: Sequence[str]) -> pd.Data
             if len(group.members) != members:
                 raise TrainingError(f"the row says {members} members and the group has {len(group.members)}")
             if group.members:
-                recorded = reader.read(window_id)
+                recorded = reader.trainable(window_id)
                 if revision is None or recorded.revision == revision:
                     check_verbatim(group, recorded)
         except (TrainingError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Groups of a range of windows, one window's recordings in memory at a time."""
+"""Groups of a range of windows, the texts of one window's members in memory at a time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def group_windows(
                 raise EmptyWindowError(
                     f"Window {window_id} is not materialized yet: materialize windows before art_groups."
                 )
-            return build_group(by_id[window_id], reader.read(window_id), scores.get(window_id, scored.iloc[:0]))
+            return build_group(by_id[window_id], reader.trainable(window_id), scores.get(window_id, scored.iloc[:0]))
 
         rows, failed = each_window(window_ids, build, waiting)
     return WindowRows(pd.DataFrame(rows, columns=list(COLUMNS)), tuple(window_ids), failed)

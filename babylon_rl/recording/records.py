@@ -26,29 +26,35 @@ class LLMCall(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, k
     reasoning: str | None = None
     latency_ms: float | None = None
     action_type: str | None = None
+    call_id: str | None = None  # the plugin's
 
 
 class Action(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
     """What the agent did; a malformed answer is an action with `success` false."""
 
     action_type: str
-    parameters: dict[str, Any]
+    parameters: Any  # an object, mostly; interceptors record what they please
     success: bool
     result: Any = None
     error: str | None = None
     reasoning: str | None = None
+    action_name: str | None = None  # the plugin's
 
 
-class Step(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """One step of a trajectory: what was seen, asked, answered, done and earned. `timestamp`: epoch milliseconds."""
+class Step(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+    """One step of a trajectory: what was seen, asked, answered, done and earned.
+
+    `timestamp`: epoch milliseconds, 0 where it is not known. The state's numbers are read as floats.
+    """
 
     step_number: int
     timestamp: int | float
-    environment_state: dict[str, Any]
-    provider_accesses: list[dict[str, Any]]
+    environment_state: dict[str, float | bool | str | None | list[Any] | dict[str, Any]]
+    provider_accesses: list[Any]
     llm_calls: list[LLMCall]
     action: Action
     reward: float | None
+    step_id: str | None = None  # the plugin's
 
 
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True):

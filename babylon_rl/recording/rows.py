@@ -7,9 +7,8 @@ from typing import Any
 import msgspec
 
 from babylon_rl.database.values import clean_text, encode_json
+from babylon_rl.recording.actions import Kind, kind_of
 from babylon_rl.recording.records import LLMCall, RecordedCall, Run, Step, Trajectory
-
-NO_TRADE = {"hold", "malformed"}
 
 
 def snowflake(text: str) -> str:
@@ -35,8 +34,8 @@ def trajectory_row(trajectory: Trajectory, now: datetime) -> dict[str, Any]:
         "finalStatus": "completed_with_errors" if errors else "completed",
         "finalBalance": trajectory.final_balance,
         "finalPnL": trajectory.final_pnl,
-        "tradesExecuted": sum(step.action.success and _is_trade(step) for step in steps),
-        "postsCreated": sum("POST" in step.action.action_type for step in steps),
+        "tradesExecuted": _succeeded(steps, Kind.TRADE),
+        "postsCreated": _succeeded(steps, Kind.POST),
         "errorCount": errors,
     }
     return {
@@ -128,6 +127,5 @@ def utc_naive(moment: datetime) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def _is_trade(step: Step) -> bool:
-    kind = step.action.action_type
-    return kind not in NO_TRADE and "POST" not in kind and "COMMENT" not in kind
+def _succeeded(steps: list[Step], kind: Kind) -> int:
+    return sum(step.action.success and kind_of(step.action) is kind for step in steps)

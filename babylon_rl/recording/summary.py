@@ -1,8 +1,10 @@
 """A recorded window in one row: its counts, its P&L, and whether it is ready to be trained on; its rejected rows."""
 
+import functools
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,19 +13,21 @@ import pandas as pd
 from babylon_rl.database.connect import Database
 from babylon_rl.database.history import replace_windows
 from babylon_rl.database.tables import rejected_trajectories
-from babylon_rl.database.window_rows import WindowRows, each_window, one_frame
+from babylon_rl.database.window_rows import WindowError, WindowRows, each_window, one_frame
 from babylon_rl.recording.accounting import count_recorded
+from babylon_rl.recording.catalog import Elsewhere
+from babylon_rl.recording.parallel import by_parts
 from babylon_rl.recording.reader import RangeReader
+from babylon_rl.recording.rejected import COLUMNS, keep_without_window, rejected_frame
 from babylon_rl.recording.window import RecordedWindow
 from babylon_rl.windows import WINDOW_LENGTH, parse_window_id
-
-REJECTED = ("window_id", "trajectory_id", "agent_id", "reason", "detail")
 
 
 def window_summary(recorded: RecordedWindow, min_agents: int, now: datetime) -> dict[str, Any]:
     """Row of table `windows`. `now` (aware) decides whether the hour is over; P&L is in dollars, by agent."""
     status, reason = _status(recorded, min_agents, now)
     pnls = list(recorded.pnl_by_agent().values())
+    not_trainable = Counter(sorted(t.not_trainable for t in recorded.usable if t.not_trainable is not None))
     return {
         "window_id": recorded.window_id,
         "status": status,
@@ -31,11 +35,11 @@ def window_summary(recorded: RecordedWindow, min_agents: int, now: datetime) -> 
         "agents": recorded.agents,
         "recorded": recorded.recorded,
         "usable": len(recorded.usable),
+        "trainable": len(recorded.usable) - not_trainable.total(),
         "rejected": len(recorded.rejected),
-        "trainable": sum(t.provenance != "no_text" for t in recorded.usable),
         "reasons": dict(Counter(sorted(r.reason for r in recorded.rejected))),
-        "not_trainable": dict(Counter(sorted(t.provenance for t in recorded.usable if t.provenance == "no_text"))),
-        "misnamed": 0,
+        "not_trainable": dict(not_trainable),
+        "misnamed": sum(row.misnamed for row in (*recorded.usable, *recorded.rejected)),
         "pnl_mean": statistics.fmean(pnls) if pnls else None,
         "pnl_std": statistics.stdev(pnls) if len(pnls) > 1 else None,
         "pnl_min": min(pnls, default=None),
@@ -44,37 +48,50 @@ def window_summary(recorded: RecordedWindow, min_agents: int, now: datetime) -> 
     }
 
 
-def rejected_frame(recorded: RecordedWindow) -> pd.DataFrame:
-    """Rows of table `rejected_trajectories`."""
-    rows = [(recorded.window_id, r.trajectory_id, r.agent_id, r.reason, r.detail) for r in recorded.rejected]
-    return pd.DataFrame(rows, columns=list(REJECTED), dtype=object)
+@dataclass(frozen=True)
+class _Part:
+    """What one process found of its windows."""
+
+    rows: list[dict[str, Any]]
+    rejected: list[pd.DataFrame]
+    failed: dict[str, WindowError]
+    without_window: list[Elsewhere] = field(default_factory=list)
 
 
-def summarize_windows(database: Database, window_ids: Sequence[str], min_agents: int) -> WindowRows:
+def summarize_windows(
+    database: Database, window_ids: Sequence[str], min_agents: int, *, workers: int = 1
+) -> WindowRows:
     """Rows of table `windows`; the rows of `rejected_trajectories` are written here, with the same history.
 
-    One window's steps are in memory at a time. `recorded` is what the database counts in the snapshot that is read.
+    Of each row only its figures are kept. `recorded` is what the database counts in the snapshot that is read.
     """
-    now = datetime.now(UTC)
+    work = functools.partial(_summarize, database, min_agents, datetime.now(UTC))
+    parts = by_parts(work, window_ids, workers)
+    failed = {window_id: error for part in parts for window_id, error in part.failed.items()}
+    rows = WindowRows(pd.DataFrame([row for part in parts for row in part.rows]), tuple(window_ids), failed)
+    rejected = one_frame([frame for part in parts for frame in part.rejected], COLUMNS)
+    with database.connect() as connection:
+        replace_windows(connection, rejected_trajectories, rows.computed, rejected)
+        keep_without_window(connection, rows.computed, [row for part in parts for row in part.without_window])
+    return rows
+
+
+def _summarize(database: Database, min_agents: int, now: datetime, window_ids: Sequence[str]) -> _Part:
     # One snapshot: a row that comes between reading and counting would look like one that was lost.
     with database.recordings() as recordings:
-        counts, reader = count_recorded(recordings.application, window_ids), RangeReader(recordings, window_ids)
+        counts, reader = count_recorded(recordings, window_ids), RangeReader(recordings, window_ids)
 
         def summarize(window_id: str) -> tuple[dict[str, Any], pd.DataFrame]:
-            recorded = reader.read(window_id)
+            recorded = reader.brief(window_id)
             row = {**window_summary(recorded, min_agents, now), "recorded": counts[window_id]}
             return row, rejected_frame(recorded)
 
         made, failed = each_window(window_ids, summarize)
-    rows = WindowRows(pd.DataFrame([row for row, _ in made]), tuple(window_ids), failed)
-    rejected = one_frame([frame for _, frame in made], REJECTED)
-    with database.connect() as connection:
-        replace_windows(connection, rejected_trajectories, rows.computed, rejected)
-    return rows
+    return _Part([row for row, _ in made], [frame for _, frame in made], failed, list(reader.without_window.values()))
 
 
 def _status(recorded: RecordedWindow, min_agents: int, now: datetime) -> tuple[str, str]:
-    if now < parse_window_id(recorded.window_id) + WINDOW_LENGTH:
+    if now - WINDOW_LENGTH < parse_window_id(recorded.window_id):
         return "open", "the hour is not over"
     if not recorded.usable:
         if recorded.rejected:

@@ -2,23 +2,31 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
+from babylon_rl.recording.reasons import TEXTS, Reason
 from babylon_rl.recording.records import LLMCall, RecordedCall, Step
 
 Provenance = Literal["logged", "no_logprobs", "no_text"]
 
+# Purposes of calls that chose no action: what was thought, judged, or asked for something else.
+NOT_DECIDING = frozenset({"reasoning", "evaluation", "other"})
+# Characters of system and user prompt together; a million are more tokens than the trained models have room for.
+LONGEST_PROMPT = 1_000_000
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class UsableTrajectory:
     """One agent's finished run in a window, decoded.
 
     `first_pnl`, `last_pnl`: the first and the last P&L known inside the window, dollars, on whatever scale the
     application keeps (it may be the lifetime's); `window_pnl` is their difference. `calls`: ordered by step.
+    `not_trainable`: name of the reason for which it is scored and never trained on, with `detail`. `misnamed`: its row
+    names another window.
     """
 
     trajectory_id: str
@@ -34,16 +42,28 @@ class UsableTrajectory:
     calls: list[RecordedCall]
     provenance: Provenance
     digest: str
+    not_trainable: str | None = None
+    detail: str = ""
+    misnamed: bool = False
+
+    def brief(self) -> "UsableTrajectory":
+        """The same without steps and calls, which are nearly all of its memory."""
+        return replace(self, steps=[], calls=[])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
-    """A recorded row that cannot be used, with the name of the reason and what was wrong in words."""
+    """A recorded row that cannot be used, with the name of the reason and what was wrong in words.
+
+    `digest`: of a row that is refused only because training used it, what it says as a usable one.
+    """
 
     trajectory_id: str
     agent_id: str | None
     reason: str
     detail: str
+    misnamed: bool = False
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class RecordedWindow:
 
     @property
     def recorded(self) -> int:
-        """Rows recorded in the window, evaluations included."""
+        """Rows that belong to the window, evaluations included."""
         return len(self.usable) + len(self.rejected)
 
     @property
@@ -84,6 +104,8 @@ def provenance_of(steps: Iterable[Step], calls: Iterable[RecordedCall]) -> Prove
     wanted = {s.step_number: len(action_calls(s)) for s in steps if s.llm_calls}
     if not wanted:
         return "no_text"
+    if not any(wanted.values()):
+        return "no_logprobs"
     logged: dict[int, int] = {}
     for call in calls:
         if call.token_ids and call.prompt_token_ids and len(call.logprobs) == len(call.token_ids):
@@ -92,24 +114,41 @@ def provenance_of(steps: Iterable[Step], calls: Iterable[RecordedCall]) -> Prove
 
 
 def action_calls(step: Step) -> list[LLMCall]:
-    """The calls of a step that chose its action; the last one where none is marked as such."""
-    return [c for c in step.llm_calls if c.purpose == "action"] or step.llm_calls[-1:]
+    """The calls of a step that chose its action: those with purpose `action`.
 
-
-class _Written(msgspec.Struct, frozen=True):
-    """What an agent wrote: of a trajectory what its digest covers.
-
-    Step rewards are left out, for the application's trainer writes them back into the steps; so are latencies.
+    Where none says so, it is the last one whose purpose is none of `NOT_DECIDING`; a step may have none.
     """
+    calls = step.llm_calls
+    if not calls:
+        return []
+    marked = [c for c in calls if c.purpose == "action"]
+    return marked or [c for c in calls if c.purpose.strip().lower() not in NOT_DECIDING][-1:]
 
-    trajectory_id: str
-    agent_id: str
-    end_time: datetime
-    first_pnl: float
-    last_pnl: float
-    final_balance: float | None
-    steps: list[tuple]
-    calls: list[RecordedCall]
+
+def trainability(steps: list[Step], mended: frozenset[tuple[int, int]] = frozenset()) -> tuple[Reason, str] | None:
+    """Why a usable run cannot be trained on, and the detail; None where it can be.
+
+    `mended`: calls by place of step and call whose texts are not what was recorded. A decision without a system prompt
+    is one; without a user prompt or an answer there is nothing to learn from.
+    """
+    decisions = [(at, step, call) for at, step in enumerate(steps) for call in action_calls(step)]
+    if not decisions:
+        reason = Reason.NO_DECISION_CALL if any(step.llm_calls for step in steps) else Reason.NO_LLM_CALL
+        return reason, TEXTS[reason]
+    found: dict[Reason, str] = {}
+    for at, step, call in decisions:
+        texts = (call.system_prompt, call.user_prompt, call.response)
+        if not call.user_prompt.strip() or not call.response.strip():
+            found.setdefault(Reason.TEXT_MISSING, f"step {step.step_number}: prompt or answer is empty")
+        if "\x00" in texts[0] or "\x00" in texts[1] or "\x00" in texts[2]:
+            found.setdefault(Reason.NOT_STORABLE_TEXT, f"step {step.step_number}: its text holds NUL")
+        if mended and any((at, n) in mended and call is one for n, one in enumerate(step.llm_calls)):
+            found.setdefault(Reason.NOT_STORABLE_TEXT, f"step {step.step_number}: its text holds half a surrogate pair")
+        if (length := len(texts[0]) + len(texts[1])) > LONGEST_PROMPT:
+            found.setdefault(
+                Reason.PROMPT_TOO_LONG, f"step {step.step_number}: {length} characters, at most {LONGEST_PROMPT} are"
+            )
+    return next(((reason, found[reason]) for reason in Reason if reason in found), None)
 
 
 def trajectory_digest(
@@ -121,22 +160,23 @@ def trajectory_digest(
     steps: list[Step],
     calls: list[RecordedCall],
 ) -> str:
-    """SHA-256 of what the agent wrote; nothing that training writes later changes it."""
+    """SHA-256 of what the agent wrote, however its JSON is spelled.
+
+    Nothing that training writes later changes it: step rewards are left out, for the application's trainer writes them
+    back into the steps.
+    """
     said = [
-        (
-            s.step_number,
-            s.timestamp,
-            s.environment_state,
-            s.provider_accesses,
-            [(c.model, c.system_prompt, c.user_prompt, c.response, c.temperature, c.purpose) for c in s.llm_calls],
-            s.action,
-        )
-        for s in steps
+        (s.step_number, s.timestamp, s.environment_state, s.provider_accesses, s.llm_calls, s.action) for s in steps
     ]
-    written = _Written(trajectory_id, agent_id, end_time, *pnls, final_balance, said, calls)
+    written = (trajectory_id, agent_id, end_time, *pnls, final_balance, said, calls)
     return hashlib.sha256(msgspec.json.encode(written, order="deterministic")).hexdigest()
 
 
-def window_revision(trajectories: Iterable[UsableTrajectory]) -> str:
-    """SHA-256 over the sorted digests of a window's usable trajectories."""
-    return hashlib.sha256("\n".join(sorted(t.digest for t in trajectories)).encode()).hexdigest()
+def window_revision(trajectories: Iterable[UsableTrajectory | Rejected]) -> str:
+    """SHA-256 over the sorted digests of a window's trajectories: the usable ones, and those that training used."""
+    return revision_of_digests(t.digest for t in trajectories if t.digest)
+
+
+def revision_of_digests(digests: Iterable[str]) -> str:
+    """Revision of a window from the digests of its trajectories, in any order."""
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()

@@ -5,13 +5,15 @@ the application write. Amounts are dollars, shares of capital are plain fraction
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pandas as pd
 
+from babylon_rl.recording.actions import Kind, kind_of, normal
 from babylon_rl.recording.records import Action, Step
+from babylon_rl.recording.row_reader import finite
 
 if TYPE_CHECKING:
     from babylon_rl.recording.window import UsableTrajectory
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 TICKER, QUESTION = "ticker", "question"
 
 # How the application and the simulated market name the direction of a trade.
-LONG = frozenset({"buy", "long", "yes", "open_long", "buy_yes", "buy_shares"})
-SHORT = frozenset({"sell", "short", "no", "open_short", "buy_no", "sell_shares"})
-MALFORMED = frozenset({"invalid", "malformed", "parse_error"})
+LONG = frozenset({"buy", "long", "yes", "open_long", "buy_yes", "buy_shares", "sell_no", "close_short"})
+SHORT = frozenset({"sell", "short", "no", "open_short", "buy_no", "sell_shares", "sell_yes", "close_long"})
+INSTRUMENT = ("instrument", "ticker", "marketId", "market_id")
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +42,10 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     trades_tried: int
     trades_succeeded: int
     malformed: int
+    posts_succeeded: int
+    posts_failed: int
+    comments_succeeded: int
+    comments_failed: int
     acted: str  # what a person reads: "BUY ACME", "HOLD"
     last_state_pnl: float  # agentPnL of the last step's state: the lifetime figure, which only `heuristic` reads
 
@@ -70,15 +76,17 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
     notional: dict[str, float] = {}
     exposure: dict[str, float] = {}
     kinds: dict[str, str] = {}
-    fees, tried, succeeded = 0.0, 0, 0
-    for action in (step.action for step in trajectory.steps):
-        direction = direction_of(action)
-        if direction == 0:
+    fees = 0.0
+    counts: Counter[tuple[Kind, bool]] = Counter()
+    acted: dict[str, None] = {}
+    for step in trajectory.steps:
+        action = step.action
+        what = kind_of(action)
+        counts[what, action.success] += 1
+        direction = direction_of(action) if what is Kind.TRADE else 0
+        acted[_spoken(action, what, direction)] = None
+        if what is not Kind.TRADE or not action.success:
             continue
-        tried += 1
-        if not action.success:
-            continue
-        succeeded += 1
         fees += _amount(action, "fees", "fee")
         instrument, kind = _instrument(action, market)
         size = abs(_amount(action, "notional", "amount", "size"))
@@ -96,33 +104,33 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
         kinds=kinds,
         decisions=sum(len(step.llm_calls) for step in trajectory.steps),
         steps=len(trajectory.steps),
-        trades_tried=tried,
-        trades_succeeded=succeeded,
-        malformed=sum(is_malformed(step.action) for step in trajectory.steps),
-        acted=", ".join(dict.fromkeys(_spoken(step.action) for step in trajectory.steps)) or "nothing",
+        trades_tried=counts[Kind.TRADE, True] + counts[Kind.TRADE, False],
+        trades_succeeded=counts[Kind.TRADE, True],
+        malformed=counts[Kind.MALFORMED, False],
+        posts_succeeded=counts[Kind.POST, True],
+        posts_failed=counts[Kind.POST, False],
+        comments_succeeded=counts[Kind.COMMENT, True],
+        comments_failed=counts[Kind.COMMENT, False],
+        acted=", ".join(acted) or "nothing",
         last_state_pnl=_last_state_pnl(trajectory.steps),
     )
 
 
 def direction_of(action: Action) -> int:
-    """1 where the action buys exposure, -1 where it sells, 0 where it is no trade."""
-    words = (action.action_type, _said(action, "side"), _said(action, "direction"))
-    names = [str(word).lower() for word in words if word is not None]
+    """1 where a trade buys exposure, -1 where it sells, 0 where nothing says which."""
+    name = normal(action.action_type)
+    side = _said(action, "side")
     # An explicit side outranks the action's name: BUY with side "no" is exposure against the question.
-    for name in reversed(names):
-        if name in LONG or name in SHORT:
-            return _closing(action) * (1 if name in LONG else -1)
+    for said in (_said(action, "direction"), side, action.action_type):
+        word = normal(said) if isinstance(said, str) else None
+        if word in LONG or word in SHORT:
+            return _closing(name, side) * (1 if word in LONG else -1)
     return 0
 
 
-def is_malformed(action: Action) -> bool:
-    """Whether the answer could not be read as an action."""
-    return not action.success and action.action_type.lower() in MALFORMED
-
-
-def _closing(action: Action) -> int:
+def _closing(name: str, side: Any) -> int:
     """-1 where a named side is given up instead of taken: YES shares that are sold, a long position that is closed."""
-    name, side = action.action_type.lower(), str(_said(action, "side") or "").lower()
+    side = normal(side) if isinstance(side, str) else ""
     gives_up = name == "close_position" or (name in {"sell", "sell_shares"} and side in {"yes", "no"})
     return -1 if gives_up and side else 1
 
@@ -130,31 +138,30 @@ def _closing(action: Action) -> int:
 def _said(action: Action, *names: str) -> Any:
     """The first of the names that the result or the parameters give a value."""
     for source in (action.result, action.parameters):
-        for name in names:
-            if isinstance(source, Mapping) and source.get(name) is not None:
-                return source[name]
+        if isinstance(source, dict):
+            for name in names:
+                value = source.get(name)
+                if value is not None:
+                    return value
     return None
 
 
 def _amount(action: Action, *names: str) -> float:
-    value = _said(action, *names)
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
-    return number if math.isfinite(number) else 0.0
+    return finite(_said(action, *names)) or 0.0
 
 
 def _instrument(action: Action, market: Market) -> tuple[str, str]:
-    name = _said(action, "instrument", "ticker", "marketId", "market_id")
+    name = _said(action, *INSTRUMENT)
     if name is None:
         return "unknown", QUESTION
     named_as_ticker = _said(action, "ticker") is not None
     return str(name), market.kinds.get(str(name), TICKER if named_as_ticker else QUESTION)
 
 
-def _spoken(action: Action) -> str:
-    verb = {1: "BUY", -1: "SELL", 0: action.action_type}[direction_of(action)]
-    verb = "HOLD" if verb.lower() == "hold" else verb
-    name = _said(action, "instrument", "ticker", "marketId", "market_id")
-    words = verb if name is None or verb == "HOLD" else f"{verb} {name}"
+def _spoken(action: Action, what: Kind, direction: int) -> str:
+    verb = {1: "BUY", -1: "SELL"}.get(direction) or ("HOLD" if what is Kind.HOLD else action.action_type)
+    name = None if what is Kind.HOLD else _said(action, *INSTRUMENT)
+    words = verb if name is None else f"{verb} {name}"
     return words if action.success else f"{words} (failed)"
 
 
@@ -162,12 +169,11 @@ def _capital(steps: list[Step], traded: float) -> float | None:
     """Dollars at the window's start; where only what was traded is known, that is the capital at risk."""
     state = steps[0].environment_state if steps else {}
     for name in ("capital", "portfolioValue", "agentBalance"):
-        value = state.get(name)
-        if isinstance(value, int | float) and math.isfinite(value) and value > 0:
-            return float(value)
+        value = finite(state.get(name))
+        if value is not None and value > 0:
+            return value
     return traded if traded > 0 else None
 
 
 def _last_state_pnl(steps: list[Step]) -> float:
-    value = steps[-1].environment_state.get("agentPnL") if steps else None
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    return (finite(steps[-1].environment_state.get("agentPnL")) if steps else None) or 0.0

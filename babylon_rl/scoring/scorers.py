@@ -6,7 +6,7 @@ change gets another version: scores are versioned, never overwritten.
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -134,51 +134,69 @@ def scorer_of(name: str) -> Scorer:
         raise SettingsError(f"There is no scorer {name!r}. Set BABYLON_RL_SCORER to one of: {known}.") from None
 
 
+class Seen(msgspec.Struct, frozen=True):
+    """What scoring keeps of a trajectory once its steps are let go."""
+
+    features: Features
+    provenance: str
+    checkpoint: str | None
+    action_values: dict[str, float] | None
+
+
 def score_window(recorded: "RecordedWindow", outcomes: pd.DataFrame, scorer: str = "alpha") -> pd.DataFrame:
     """Scores of all usable trajectories of a window, best first, in the columns of `scored_trajectories`.
 
     `outcomes`: rows of `market_outcomes`; those of other windows are ignored. The result does not depend on the order
     of either input. RecordingError where a reward is not finite.
     """
-    chosen = scorer_of(scorer)
-    if "window_id" in outcomes:
-        outcomes = outcomes[outcomes["window_id"] == recorded.window_id]
-    market = market_of(outcomes)
-    outcome_revision = revision_of(outcomes)
-    trajectories = sorted(recorded.usable, key=lambda trajectory: trajectory.trajectory_id)
-    window = [features(trajectory, market) for trajectory in trajectories]
-    scores = chosen.score(window, market)
-    # The trajectories stand by id, and sorting is stable: equal rewards are ranked by id.
-    scored = sorted(zip(trajectories, window, scores, strict=True), key=lambda row: -row[2].reward)
-    rows = []
-    for rank, (trajectory, one, score) in enumerate(scored, start=1):
-        _refuse_unless_finite(one, score, chosen)
-        rows.append(
-            {
-                "window_id": recorded.window_id,
-                "trajectory_id": trajectory.trajectory_id,
-                "agent_id": trajectory.agent_id,
-                "scorer": chosen.name,
-                "scorer_version": chosen.version,
-                "reward": score.reward,
-                "parts": score.parts,
-                "features": msgspec.to_builtins(one),
-                "rank": rank,
-                "reason": score.reason,
-                "provenance": score.refused or trajectory.provenance,
-                "checkpoint": behaviour_policy(trajectory),
-                "action_values": _values(chosen, trajectory, one, market, outcomes),
-                "window_revision": recorded.revision,
-                "outcome_revision": outcome_revision,
-            }
-        )
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return WindowScoring(recorded.window_id, outcomes, scorer).scores(recorded.usable, lambda: recorded.revision)
 
 
-def _values(
-    scorer: Scorer, trajectory: "UsableTrajectory", one: Features, market: Market, outcomes: pd.DataFrame
-) -> dict[str, float] | None:
-    return None if scorer.values is None else scorer.values(trajectory, one.capital, market, outcomes)
+class WindowScoring:
+    """The scoring of one window; its trajectories may come one by one, and only their features are kept."""
+
+    def __init__(self, window_id: str, outcomes: pd.DataFrame, scorer: str) -> None:
+        self._window_id, self._scorer = window_id, scorer_of(scorer)
+        if "window_id" in outcomes:
+            outcomes = outcomes[outcomes["window_id"] == window_id]
+        self._outcomes, self._market = outcomes, market_of(outcomes)
+
+    def scores(self, usable: Iterable["UsableTrajectory"], revision: Callable[[], str]) -> pd.DataFrame:
+        """As `score_window`; `revision`: the window's, asked for when all trajectories have come."""
+        seen = sorted(map(self._seen, usable), key=lambda one: one.features.trajectory_id)
+        given = self._scorer.score([one.features for one in seen], self._market)
+        # The trajectories stand by id, and sorting is stable: equal rewards are ranked by id.
+        scored = sorted(zip(seen, given, strict=True), key=lambda row: -row[1].reward)
+        window_revision, outcome_revision = revision(), revision_of(self._outcomes)
+        rows = [
+            (
+                self._window_id,
+                one.features.trajectory_id,
+                one.features.agent_id,
+                self._scorer.name,
+                self._scorer.version,
+                score.reward,
+                score.parts,
+                msgspec.to_builtins(one.features),
+                rank,
+                score.reason,
+                score.refused or one.provenance,
+                one.checkpoint,
+                one.action_values,
+                window_revision,
+                outcome_revision,
+            )
+            for rank, (one, score) in enumerate(scored, start=1)
+            if _finite(one.features, score, self._scorer)
+        ]
+        columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+        return pd.DataFrame({name: list(values) for name, values in zip(COLUMNS, columns, strict=True)})
+
+    def _seen(self, trajectory: "UsableTrajectory") -> Seen:
+        one = features(trajectory, self._market)
+        valued = self._scorer.values
+        values = None if valued is None else valued(trajectory, one.capital, self._market, self._outcomes)
+        return Seen(one, trajectory.provenance, behaviour_policy(trajectory), values)
 
 
 def behaviour_policy(trajectory: "UsableTrajectory") -> str | None:
@@ -192,13 +210,15 @@ def revision_of(outcomes: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
 
 
-def _refuse_unless_finite(one: Features, score: Score, scorer: Scorer) -> None:
+def _finite(one: Features, score: Score, scorer: Scorer) -> bool:
+    """True, or RecordingError."""
     numbers: list[Any] = [score.reward, *score.parts.values(), one.window_pnl]
     if not all(math.isfinite(number) for number in numbers):
         raise RecordingError(
             f"Scorer {scorer.name} gives trajectory {one.trajectory_id} the reward {score.reward}: its recorded P&L "
             f"({one.window_pnl}) or capital ({one.capital}) is not a usable number. Correct or reject that recording."
         )
+    return True
 
 
 def _money(one: Features) -> str:

@@ -1,23 +1,50 @@
-"""Scores of a range of windows, one window's recordings in memory at a time."""
+"""Scores of a range of windows: each row is read, seen and let go, so that memory does not grow with a window."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from babylon_rl.database.connect import Database
-from babylon_rl.database.window_rows import WindowRows, each_window, one_frame, waiting_for
+from babylon_rl.database.window_rows import WindowError, WindowRows, each_window, one_frame, waiting_for
+from babylon_rl.recording.parallel import by_parts
 from babylon_rl.recording.reader import RangeReader
-from babylon_rl.scoring.scorers import COLUMNS, score_window, scorer_of
+from babylon_rl.recording.window import Rejected, UsableTrajectory, revision_of_digests
+from babylon_rl.scoring.scorers import COLUMNS, WindowScoring, scorer_of
 
 
-def score_windows(database: Database, window_ids: Sequence[str], outcomes: pd.DataFrame, scorer: str) -> WindowRows:
+def score_windows(
+    database: Database, window_ids: Sequence[str], outcomes: pd.DataFrame, scorer: str, *, workers: int = 1
+) -> WindowRows:
     """Rows of `scored_trajectories`; `outcomes` are those of all the windows."""
     scorer_of(scorer)
+    parts = by_parts(functools.partial(_score, database, outcomes, scorer), window_ids, workers)
+    failed = {window_id: error for _, errors in parts for window_id, error in errors.items()}
+    return WindowRows(one_frame([frame for frame, _ in parts], COLUMNS), tuple(window_ids), failed)
+
+
+def _score(
+    database: Database, outcomes: pd.DataFrame, scorer: str, window_ids: Sequence[str]
+) -> tuple[pd.DataFrame, dict[str, WindowError]]:
     by_window = dict(iter(outcomes.groupby("window_id"))) if len(outcomes) else {}
     with database.recordings() as recordings:
         waiting = waiting_for(recordings.ours, ("windows", "market_outcomes"), window_ids)
         reader = RangeReader(recordings, window_ids)
-        frames, failed = each_window(
-            window_ids, lambda w: score_window(reader.read(w), by_window.get(w, outcomes.iloc[:0]), scorer), waiting
-        )
-    return WindowRows(one_frame(frames, COLUMNS), tuple(window_ids), failed)
+
+        def score(window_id: str) -> pd.DataFrame:
+            digests: list[str] = []
+            usable = _usable(reader.stream(window_id), digests)
+            scoring = WindowScoring(window_id, by_window.get(window_id, outcomes.iloc[:0]), scorer)
+            return scoring.scores(usable, lambda: revision_of_digests(digests))
+
+        frames, failed = each_window(window_ids, score, waiting)
+    return one_frame(frames, COLUMNS), failed
+
+
+def _usable(rows: Iterator[UsableTrajectory | Rejected], digests: list[str]) -> Iterator[UsableTrajectory]:
+    """The usable ones; what the window's revision covers goes to `digests`."""
+    for row in rows:
+        if row.digest:
+            digests.append(row.digest)
+        if isinstance(row, UsableTrajectory):
+            yield row

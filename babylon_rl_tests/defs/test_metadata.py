@@ -22,7 +22,8 @@ STEP = {"loss": 0.1, "entropy": 1.0, "ratio": 1.0, "grad_norm": 0.5, "clipped": 
 
 def window_row(**changes) -> dict:
     row = {"window_id": WINDOW, "status": "ready", "reason": "8 agents", "agents": 8, "recorded": 9,
-           "usable": 8, "trainable": 8, "rejected": 1, "pnl_mean": 1.25, "pnl_std": 2.0,
+           "usable": 8, "trainable": 5, "rejected": 1, "reasons": {"unfinished": 1},
+           "not_trainable": {"text_missing": 1, "no_llm_call": 2}, "misnamed": 0, "pnl_mean": 1.25, "pnl_std": 2.0,
            "pnl_min": -5.0, "pnl_max": 12.5}  # fmt: skip
     return {**row, **changes}
 
@@ -168,6 +169,8 @@ def test_a_window_says_its_status_reason_counts_and_spread():
     assert (found["status"], found["reason"]) == ("ready", "8 agents")
     assert (found["agents"], found["rejected"], found["P&L mean"]) == (8, 1, 1.25)
     assert found["P&L of agents"] == "mean +$1.25, from -$5.00 to +$12.50"
+    assert found["rejected by reason"] == "1 unfinished"
+    assert found["not trainable by reason"] == "2 no_llm_call, 1 text_missing"
 
 
 def test_a_window_without_pnl_has_no_figure_for_it():

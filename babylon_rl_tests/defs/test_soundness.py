@@ -233,7 +233,7 @@ def test_equal_rewards_and_missing_rejected_rows_are_found_in_their_windows(data
             connection, tables.scored_trajectories, ids, score_windows(database, ids, outcomes, "alpha").frame
         )
         assert summary.frame["rejected"].tolist() == [0, 1, 0] and unaccounted(connection, ids).empty
-        connection.execute("DELETE FROM babylon_rl.rejected_trajectories")
+        connection.execute("DELETE FROM babylon_rl.rejected_trajectories WHERE window_id = %s", (ids[1],))
         assert unaccounted(connection, ids)["window_id"].tolist() == [ids[1]]
         assert without_spread(connection, ids, 1e-9).empty
         connection.execute("UPDATE babylon_rl.scored_trajectories SET reward = 0.25 WHERE window_id = %s", (ids[2],))

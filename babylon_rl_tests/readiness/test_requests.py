@@ -107,7 +107,7 @@ def test_a_correction_that_is_taken_back_is_materialized_again_though_its_key_wa
     assert request.run_key == f"{first}:2"
 
 
-@pytest.mark.parametrize("named", [None, "window-3", "2025-01-15T10:30", shift_window(WINDOW, 1)])
+@pytest.mark.parametrize("named", [None, "window-3", shift_window(WINDOW, 1)])
 def test_rows_count_where_they_ended_whatever_they_name(world, named):
     world.window(windowId=named)
     found = world.tick()

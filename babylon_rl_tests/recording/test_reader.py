@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from babylon_rl.database.connect import Recordings
 from babylon_rl.errors import RecordingError, WindowIdError
-from babylon_rl.recording import reader
+from babylon_rl.recording import catalog, reader
 from babylon_rl.recording.accounting import count_recorded
 from babylon_rl.recording.reader import list_windows, read_evaluation, read_window, read_windows, whole_windows
 from babylon_rl.recording.recorder import write_runs
-from babylon_rl.recording.summary import rejected_frame, window_summary
+from babylon_rl.recording.rejected import rejected_frame
+from babylon_rl.recording.summary import window_summary
 from babylon_rl.recording.window import RecordedWindow, UsableTrajectory, provenance_of, window_revision
 from babylon_rl.windows import parse_window_id, shift_window
 from babylon_rl_tests.recording.runs import WINDOW, add_agents, add_row, make_run, make_step, steps_json
@@ -28,7 +29,7 @@ def connection(database):
         yield connection
 
 
-def test_every_row_is_used_counted_or_rejected_with_its_reason(connection):
+def test_every_row_is_used_or_rejected_with_its_reason(connection):
     add_row(connection, "good")
     add_row(connection, "cut", stepsJson='[{"stepNumber": 0')
     add_row(connection, "shape", stepsJson='[{"stepNumber": "x"}]')
@@ -36,7 +37,7 @@ def test_every_row_is_used_counted_or_rejected_with_its_reason(connection):
     add_row(connection, "empty", stepsJson="[]")
     add_row(connection, "status", finalStatus="timeout")
     add_row(connection, "pending", stepsJson=steps_json(0.0, action="pending"))
-    add_row(connection, "no-pnl", finalPnL=None)
+    add_row(connection, "no-pnl", finalPnL=None, stepsJson=steps_json(None))
     add_row(connection, "not-for-training", isTrainingData=False)
     add_row(connection, "engine", "market-decision-engine")
     add_row(connection, "elsewhere", endTime=datetime(2025, 1, 15, 11, 30, tzinfo=UTC))
@@ -44,76 +45,75 @@ def test_every_row_is_used_counted_or_rejected_with_its_reason(connection):
     window = read_window(Recordings.of(connection), WINDOW)
     assert [t.trajectory_id for t in window.usable] == ["good"]
     assert {r.trajectory_id: r.reason for r in window.rejected} == {
-        "cut": "invalid_json",
+        "cut": "cut_off_json",
         "test:arm": "evaluation",
         "shape": "invalid_steps",
-        "list": "invalid_steps",
+        "list": "not_a_list",
         "empty": "empty_steps",
         "status": "unfinished",
         "pending": "unfinished",
         "no-pnl": "no_pnl",
         "not-for-training": "not_training_data",
-        "engine": "not_an_agent",
-        "elsewhere": "window_mismatch",
+        "engine": "pseudo_agent",
     }
     assert all(r.detail for r in window.rejected)
-    assert window.recorded == 12
-    assert list(rejected_frame(window).columns) == ["window_id", "trajectory_id", "agent_id", "reason", "detail"]
+    assert window.recorded == 11
+    told = rejected_frame(window).set_index("trajectory_id")
+    # What can be scored and not trained on is told beside what is of no use.
+    assert tuple(told.loc["good", ["reason", "refused_for"]]) == ("no_llm_call", "training")
+    assert set(told.drop("good")["refused_for"]) == {"scoring"}
 
 
 def test_a_row_belongs_to_the_window_in_which_it_ended_and_to_no_other(connection):
     end = datetime(2025, 1, 15, 10, 30, tzinfo=UTC)
     add_row(connection, "null", windowId=None)
     add_row(connection, "odd", windowId="2025-01-15T10:30")
+    add_row(connection, "label", windowId="benchmark-1")
+    add_row(connection, "spelled", windowId="2025-01-15 10:00:00Z")
     add_row(connection, "foreign", windowId="2025-01-15T09:00")
     add_row(connection, "first-moment", windowId=None, endTime=end.replace(minute=0))
     add_row(connection, "next-hour", windowId=None, endTime=end.replace(hour=11, minute=0))
-    assert [t.trajectory_id for t in read_window(Recordings.of(connection), WINDOW).usable] == [
-        "first-moment",
-        "foreign",
-        "null",
-        "odd",
-    ]
+    window = read_window(Recordings.of(connection), WINDOW)
+    assert {t.trajectory_id: t.misnamed for t in window.usable} == {
+        "first-moment": False,
+        "foreign": True,
+        "label": True,
+        "null": False,
+        "spelled": False,
+    }
+    assert window.rejected == []
     before = read_window(Recordings.of(connection), "2025-01-15T09:00")
-    assert before.usable == [] and [r.reason for r in before.rejected] == ["window_mismatch"]
-    assert "2025-01-15T10:00" in before.rejected[0].detail
+    assert before.usable == [] and before.rejected == []
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 500])
 def test_a_range_is_read_as_its_windows_are_one_by_one(connection, monkeypatch, chunk):
     monkeypatch.setattr(reader, "CHUNK", chunk)
+    monkeypatch.setattr(catalog, "BATCH", chunk)
     ids = [shift_window(WINDOW, hours) for hours in range(-2, 3)]
     names = [None, "2025-01-15T10:30", "nonsense", *ids]
     chosen = random.Random(chunk)
+    off_the_hour = 0
     for number in range(40):
         end = parse_window_id(chosen.choice(ids)) + timedelta(minutes=chosen.randrange(60))
         changes = {"windowId": chosen.choice(names), "endTime": end, "isEvaluation": chosen.random() < 0.2}
+        off_the_hour += changes["windowId"] == "2025-01-15T10:30"
         add_row(connection, f"t{number:02}", f"agent-{chosen.randint(1, 3)}", **changes)
     # In any order, also of windows that are no range.
     for wanted in (ids, ids[::-1], [ids[3], ids[0]]):
         together = list(read_windows(Recordings.of(connection), wanted))
         assert together == [read_window(Recordings.of(connection), window_id) for window_id in wanted]
-    assert count_recorded(connection, ids) == {
-        w.window_id: w.recorded for w in read_windows(Recordings.of(connection), ids)
-    }
-    # Told of in the hour that it names as well, and counted once where it ended.
-    own = [r for w in read_windows(Recordings.of(connection), ids) for r in w.rejected if r.reason != "window_mismatch"]
-    assert len(own) + sum(len(w.usable) for w in read_windows(Recordings.of(connection), ids)) == 40
+    windows = list(read_windows(Recordings.of(connection), ids))
+    assert count_recorded(Recordings.of(connection), ids) == {w.window_id: w.recorded for w in windows}
+    assert sum(w.recorded for w in windows) == 40 - off_the_hour
 
 
-def test_a_range_takes_one_scan_of_the_recordings(connection):
+def test_a_range_takes_one_scan_of_the_recordings(connection, monkeypatch):
     looked = []
-
-    class Counting:
-        def __getattr__(self, name):
-            return getattr(connection, name)
-
-        def execute(self, query, *parameters):
-            looked.append(query)
-            return connection.execute(query, *parameters)
-
-    list(read_windows(Recordings(Counting(), None), [shift_window(WINDOW, hours) for hours in range(20)]))
-    assert len([query for query in looked if '"endTime" >=' in query]) == 1
+    scan = reader.named_elsewhere
+    monkeypatch.setattr(reader, "named_elsewhere", lambda *given: looked.append(given) or scan(*given))
+    list(read_windows(Recordings.of(connection), [shift_window(WINDOW, hours) for hours in range(20)]))
+    assert len(looked) == 1
 
 
 @pytest.mark.parametrize(
@@ -189,9 +189,9 @@ def test_the_revision_does_not_depend_on_the_order_of_rows(names):
 
 def test_a_step_with_half_a_surrogate_pair_is_read(connection):
     add_row(connection, "t", stepsJson=steps_json(0.0, calls=True).replace('"r"', '"half \\ud800 pair \\u0000"'))
-    assert (
-        read_window(Recordings.of(connection), WINDOW).usable[0].steps[0].llm_calls[0].response == "half \ufffd pair "
-    )
+    (read,) = read_window(Recordings.of(connection), WINDOW).usable
+    assert read.steps[0].llm_calls[0].response == "half \ufffd pair \x00"
+    assert read.not_trainable == "not_storable_text"
 
 
 def test_windows_are_listed_by_the_hour_in_which_rows_ended(connection):

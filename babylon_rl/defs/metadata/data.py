@@ -8,7 +8,7 @@ from babylon_rl.defs.metadata.stages import this_window
 from babylon_rl.defs.metadata.tables import Rows, cell, counted, differing, dollars, figures, table
 
 NO_ROW = {"status": "no row", "reason": "the window was not computed in this run"}
-COUNTS = ("agents", "recorded", "usable", "trainable", "rejected")
+COUNTS = ("agents", "recorded", "usable", "trainable", "rejected", "misnamed")
 OUTCOME = ("instrument", "open", "close", "change", "outcome", "settled", "source")
 AGENT = ("rank", "agent_id", "pnl", "reward", "reason")
 MEMBER = ("agent_id", "reward", "advantage", "answer")
@@ -24,10 +24,18 @@ def windows_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
         "status": row["status"],
         "reason": row["reason"],
         "P&L of agents": _spread(row),
+        "rejected by reason": by_reason(row["reasons"]),
+        "not trainable by reason": by_reason(row["not_trainable"]),
         **figures({name: row[name] for name in COUNTS}),
         **figures({f"P&L {name}": row[f"pnl_{name}"] for name in ("mean", "std", "min", "max")}),
         **this_window("windows", window_id),
     }
+
+
+def by_reason(counts: Mapping[str, int]) -> str:
+    """How many rows each reason refused, the most frequent first: `3 cut_off_json, 1 no_pnl`."""
+    found = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {reason}" for reason, count in found) or "none"
 
 
 def _spread(row: Mapping[str, Any]) -> str:
