@@ -16,8 +16,8 @@ from babylon_rl.database.application_tables import application_metadata
 # The columns that are read, by table; their types are those of `application_tables`.
 READ: Mapping[str, tuple[str, ...]] = {
     "trajectories": (
-        *("trajectoryId", "agentId", "startTime", "endTime", "windowId", "scenarioId", "batchId", "stepsJson"),
-        *("metadataJson", "finalStatus", "finalBalance", "finalPnL"),
+        *("id", "trajectoryId", "agentId", "startTime", "endTime", "windowId", "scenarioId", "stepsJson"),
+        *("finalStatus", "finalBalance", "finalPnL", "totalReward"),
         *("isTrainingData", "isEvaluation", "usedInTraining"),
     ),
     "User": ("id",),

@@ -114,7 +114,7 @@ def readiness(
     if window_id >= open_window:  # ids are in the order of time
         return False, "the hour is not over"
     if not scorable:
-        return False, f"none of {recorded} recorded rows can be used" if recorded else "nothing was recorded"
+        return False, f"none of {recorded} recorded trajectories can be used" if recorded else "nothing was recorded"
     if agents < min_agents:
         return False, f"{agents} of at least {min_agents} agents"
     return True, f"{agents} agents"

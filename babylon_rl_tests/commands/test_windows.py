@@ -112,7 +112,7 @@ def test_a_window_is_ready_from_the_end_of_its_hour_on():
     assert readiness(WINDOW, 5, 5, 5, 3, over) == (True, "5 agents")
     assert readiness(WINDOW, 5, 5, 5, 3, still) == (False, "the hour is not over")
     assert readiness(WINDOW, 2, 5, 5, 3, over) == (False, "2 of at least 3 agents")
-    assert readiness(WINDOW, 0, 5, 0, 3, over) == (False, "none of 5 recorded rows can be used")
+    assert readiness(WINDOW, 0, 5, 0, 3, over) == (False, "none of 5 recorded trajectories can be used")
     assert readiness(None, 9, 9, 0, 1, over)[0] is False
 
 
