@@ -25,7 +25,20 @@ def run(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["db"], ["demo"], ["play"], ["status"], ["train"], ["serve"], ["ui"], ["bench"], ["bench", "learning"]],
+    [
+        [],
+        ["db"],
+        ["demo"],
+        ["play"],
+        ["status"],
+        ["train"],
+        ["serve"],
+        ["ui"],
+        ["bench"],
+        ["bench", "learning"],
+        ["windows"],
+        ["verify"],
+    ],
 )
 def test_help_is_there(command, tmp_path):
     done = run(*command, "--help", home=tmp_path)

@@ -81,7 +81,7 @@ def _database_lines(found: "Verification") -> Iterator[str]:
         "unreadable": "this role may not read them, or they are older: `babylon-rl db migrate`",
         "unreachable": "it is not reached, so what we keep of calls is not counted",
     }
-    yield f"  our own tables (schema babylon_rl): in {ours.where}; {states[ours.state]}"
+    yield f"  our own tables (schema babylon_rl): {ours.where}; {states[ours.state]}"
     if found.catalogue is not None:
         may = {True: "may", False: "may not"}
         insert, make = may[found.catalogue.table("trajectories").insertable], may[server.may_create_schema]
@@ -139,7 +139,7 @@ def _window_lines(windows: "WindowsFound") -> Iterator[str]:
         counts = f"{one.recorded:,} rows, {one.scorable:,} scorable, {one.trainable:,} trainable"
         yield f"{one.window_id}: {counts}; {'ready, ' if one.ready else ''}{one.reason}"
     if windows.without_window:
-        yield f"without a window: {windows.without_window:,} rows"
+        yield f"without a window: {windows.without_window:,}"
 
 
 def _market_lines(market: "MarketFound") -> Iterator[str]:

@@ -154,7 +154,7 @@ def notes_of(
     closed = [table.table for table in others if table.present and not table.readable]
     if closed:
         notes.append(f"To have them read: {grant(server.schema or 'public', closed, server.role)}")
-    if market is not None and not (market.prices or market.probabilities or market.recorded_outcomes):
+    if market is not None and {market.prices, market.probabilities, market.recorded_outcomes} == {False}:
         notes.append(
             "No price of the recorded hours is there: rewards are P&L without the market's own move taken off."
         )
@@ -164,7 +164,7 @@ def notes_of(
             f"{groups_per_update} (BABYLON_RL_GROUPS_PER_UPDATE), `babylon-rl train --from WINDOW --to WINDOW` any."
         )
     if windows is not None and windows.without_window:
-        notes.append(f"{_rows(windows.without_window)} belong to no window: `babylon-rl windows --live` says why.")
+        notes.append(f"Without a window: {_rows(windows.without_window)}; `babylon-rl windows --live` says why.")
     return notes
 
 

@@ -98,13 +98,13 @@ def _verification(missing: list[Missing], **found: Any) -> Verification:
 
 def _our_tables(settings: Settings, database: Database, server: Server, recordings: Recordings) -> OurTables:
     if database.application_url is None:
-        where = "the same database"
+        where = "in the same database"
         state = "there" if recordings.ours is not None else "unreadable" if server.our_schema else "absent"
         return OurTables(where=where, state=state)
     if database.embedded:
-        where, runs = "the embedded server", embedded_runs(settings)
+        where, runs = "on the embedded server", embedded_runs(settings)
     else:
-        where, runs = redacted(database.url), _reached(database)
+        where, runs = f"in {redacted(database.url)}", _reached(database)
     state = "there" if recordings.ours is not None else "absent" if runs else "unreachable"
     return OurTables(where=where, state=state)
 

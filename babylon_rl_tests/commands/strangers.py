@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 from babylon_rl.database.application_tables import application_metadata
 from babylon_rl.database.connect import Database
 from babylon_rl.recording.recorder import write_runs
+from babylon_rl.recording.rows import snowflake
 from babylon_rl.windows import WINDOW_LENGTH, parse_window_id, shift_window
 from babylon_rl_tests.recording.runs import WINDOW, add_agents, add_row, make_run, steps_json
 
@@ -71,7 +72,8 @@ def add_live_tick(connection: psycopg.Connection, name: str, agent: str, hour: i
     window_id = shift_window(WINDOW, hour)
     end = parse_window_id(window_id) + timedelta(minutes=30)
     steps = [{**s, "timestamp": s["timestamp"] + 3_600_000 * hour} for s in json.loads(steps_json(0.0, 2.0))]
-    row = {"windowId": window_id, "stepsJson": json.dumps(steps), "endTime": end}
+    ids = {"id": snowflake(f"row {name}"), "trajectoryId": snowflake(name), "scenarioId": window_id}
+    row = {**ids, "windowId": window_id, "stepsJson": json.dumps(steps), "endTime": end}
     add_row(connection, name, agent, **{**row, "startTime": end - timedelta(minutes=20), **changes})
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -19,8 +20,9 @@ def look(tmp_path):
     """Function that verifies the application's database of a URL; no embedded server is there."""
 
     def look(url: str, **settings) -> Verification:
+        # Not by name: `database_url` is also how DATABASE_URL may be spelled.
         named = {"application_url": SecretStr(url), "home": tmp_path, "database_home": tmp_path / "none", **settings}
-        return verify(Settings(**named), NOW)
+        return verify(Settings().model_copy(update=named), NOW)
 
     return look
 
@@ -53,6 +55,7 @@ def test_live_ticks_without_calls_are_scored_and_not_trained(database, look):
         add_live_ticks(connection)
     found = look(database.url)
     assert "llmCalls is empty in all 8 rows" in one_missing(found) and "docs/recording.md" in one_missing(found)
+    assert found.rows.by_producer == {"agent_tick": 8}
     assert found.rows.scorable == 8 and found.rows.not_trainable == {"no_llm_call": 8} and found.rows.text_share == 0
     assert found.windows.ready == 2 and found.windows.to_train_on == 0
 
@@ -86,7 +89,7 @@ def test_rows_are_told_by_producer_window_and_reason(database, look):
     assert sum(found.rows.by_producer.values()) == found.rows.recorded == 6
     assert [one.window_id for one in found.windows.listed] == [WINDOW, None]
     assert found.windows.without_window == 1
-    for part in ("empty_steps 1", "off_hour_window 1", WINDOW, "without a window: 1 rows"):
+    for part in ("empty_steps 1", "off_hour_window 1", WINDOW, "without a window: 1"):
         assert part in told(found)
 
 
@@ -114,6 +117,20 @@ def test_a_role_that_may_only_read_a_schema_of_its_own_is_enough(new_database, l
     assert found.our_tables.state == "unreachable" and "embedded" in found.our_tables.where
     assert all(table.usable and not table.insertable for table in found.catalogue.tables)
     assert not found.catalogue.prisma
+
+
+def test_our_tables_are_read_where_they_are_and_missed_where_they_are_not(new_database, database, look):
+    url = with_tables(new_database())
+    with Database(url, embedded=False).connect() as connection:
+        add_live_ticks(connection, agents=3, windows=1)
+    with database.connect() as connection:
+        add_row_of_ours(connection, "imported")
+    with reader(url, "game") as readers:
+        beside = look(readers, database_url=SecretStr(database.url))
+        alone = look(readers, database_url=SecretStr("postgresql://nobody@127.0.0.1:1/nothing"))
+    assert (beside.our_tables.state, beside.rows.recorded) == ("there", 4)
+    assert (alone.our_tables.state, alone.rows.recorded) == ("unreachable", 3)
+    assert "127.0.0.1:1" in alone.our_tables.where and alone.windows.ready == 1
 
 
 def test_a_right_that_is_missing_is_told_with_its_grant(new_database, look):
@@ -196,6 +213,14 @@ def test_the_exit_code_is_the_verdict_and_the_password_stays_unsaid(new_database
                 else:
                     assert (READY if code == 0 else NOT_READY) in done.stdout.splitlines()
     assert not (tmp_path / "none").exists()
+
+
+def add_row_of_ours(connection: psycopg.Connection, name: str) -> None:
+    """A row that was recorded in our schema."""
+    add_agents(connection, name)
+    add_row(connection, name, name)
+    connection.execute("INSERT INTO babylon_rl.trajectories SELECT * FROM trajectories")
+    connection.execute("DELETE FROM trajectories")
 
 
 def _contents(url: str) -> list[tuple]:

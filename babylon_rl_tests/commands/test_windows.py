@@ -92,7 +92,7 @@ def test_superseded_rows_are_not_listed(database):
     materialize(database)
     before = stored(database)
     with database.connect() as connection:
-        connection.execute("DELETE FROM trajectories WHERE \"trajectoryId\" = 'flagged'")
+        connection.execute('DELETE FROM trajectories WHERE "isEvaluation"')
     materialize(database)
     assert [one.recorded for one in before] == [4, 6, 1]
     assert [one.recorded for one in stored(database)] == [4, 5, 1]
