@@ -39,6 +39,8 @@ def run(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
         ["outcomes", "sync"],
         ["recording"],
         ["recording", "import"],
+        ["windows"],
+        ["verify"],
     ],
 )
 def test_help_is_there(command, tmp_path):

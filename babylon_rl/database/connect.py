@@ -23,6 +23,13 @@ from babylon_rl.settings import Settings
 CONNECT_SECONDS = 10
 # Of a connection on which a statement failed, or that was lost.
 FAILED = (psycopg.pq.TransactionStatus.INERROR, psycopg.pq.TransactionStatus.UNKNOWN)
+# What recordings are read from in our schema.
+OUR_RECORDINGS = ("trajectories", "llm_call_logs", "recorded_calls")
+
+NOTHING_MATERIALIZED = (
+    "Nothing has been materialized: the schema babylon_rl is not there. `babylon-rl windows --live` looks at the "
+    "recordings themselves; `babylon-rl db migrate` makes the schema, and `make ui` materializes windows."
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Recordings:
     """What is read to know what agents did: the application's tables, and what we keep of calls beside them.
 
     `application`: its search path leads to the application's tables; they are read and never written. `ours`: holds
-    schema `babylon_rl`; the same connection where one database holds both.
+    schema `babylon_rl`; the same connection where one database holds both, and None only from `recordings_found`.
     """
 
     application: psycopg.Connection
@@ -98,6 +105,20 @@ class Database:
                 yield recordings
 
     @contextlib.contextmanager
+    def recordings_found(self) -> Iterator[Recordings]:
+        """As `recordings`; `ours` is None where our tables are not there, cannot be read or cannot be reached."""
+        with self.connect_application() as application, contextlib.ExitStack() as opened:
+            ours: psycopg.Connection | None = application
+            if self.application_url is not None:
+                try:
+                    ours = opened.enter_context(_transaction(self.url, read_only=True))
+                except DatabaseError:
+                    ours = None
+            if ours is not None and not _readable(ours):
+                ours = None
+            yield Recordings(application, ours)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
     def recordings_beside(self, ours: psycopg.Connection) -> Iterator[Recordings]:
         """The recordings to read in the transaction `ours`, which may write our tables."""
         if self.application_url is None:
@@ -118,16 +139,56 @@ def open_database(settings: Settings) -> Database:
 
     DATABASE_URL alone is read, and written to only where somebody made a schema `babylon_rl` for our role there.
     """
+    database = _named(settings)
+    if database.embedded:
+        EmbeddedServer(default_home(settings)).up()
+        return database
+    with database.connect():
+        return database
+
+
+def open_application(settings: Settings) -> Database:
+    """The databases that `open_database` opens, without a look at ours: nothing is started, made or written.
+
+    DatabaseError where no database is named and the embedded server is down.
+    """
+    database = _named(settings)
+    if database.application_url is None and database.embedded and not embedded_runs(settings):
+        raise DatabaseError(
+            "No database is named, and the embedded server is down. Name the application's in DATABASE_URL or with "
+            "--database URL, or start the embedded one with `babylon-rl db up`."
+        )
+    return database
+
+
+def open_materialized(settings: Settings) -> Database:
+    """The database of our tables as `open_database` names it; the embedded server is started where it has data.
+
+    DatabaseError where it has none: nothing can have been materialized.
+    """
+    database = _named(settings)
+    server = EmbeddedServer(default_home(settings))
+    if database.embedded and not server.running():
+        if not server.data.exists():
+            raise DatabaseError(NOTHING_MATERIALIZED)
+        server.up()
+    return database
+
+
+def embedded_runs(settings: Settings) -> bool:
+    """Whether the embedded server takes connections."""
+    return EmbeddedServer(default_home(settings)).running()
+
+
+def _named(settings: Settings) -> Database:
+    """The databases that the settings name; the application's is asked for our schema where that decides."""
     application, ours = _secret(settings.application_url), _secret(settings.database_url)
     if ours is None and application is not None and _holds_our_schema(application):
         ours = application
     if ours is None:
         server = EmbeddedServer(default_home(settings))
-        server.up()
         return Database(server.url(APPLICATION_DATABASE), embedded=True, application_url=application)
-    database = Database(ours, embedded=False, application_url=None if application in (None, ours) else application)
-    with database.connect():
-        return database
+    return Database(ours, embedded=False, application_url=None if application in (None, ours) else application)
 
 
 def _secret(url: SecretStr | None) -> str | None:
@@ -139,6 +200,17 @@ def _holds_our_schema(url: str) -> bool:
         query = "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = 'babylon_rl'"
         found = connection.execute(query).fetchone()
         return bool(found and found[0])
+
+
+def _readable(connection: psycopg.Connection) -> bool:
+    """Whether the recordings among our tables are there, in this version's schema, and may be read."""
+    query = """
+        SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'babylon_rl' AND c.relname = ANY(%s)
+            AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+    """
+    found = connection.execute(query, (list(OUR_RECORDINGS),)).fetchone()
+    return found == (len(OUR_RECORDINGS),)
 
 
 @contextlib.contextmanager

@@ -46,9 +46,9 @@ class Logged(NamedTuple):
     call: LLMCall | None
 
 
-def read_calls(connection: psycopg.Connection, trajectory_ids: Sequence[str]) -> dict[str, list[RecordedCall]]:
-    """Recorded calls by trajectory, ordered by step and call."""
-    if not trajectory_ids:
+def read_calls(connection: psycopg.Connection | None, trajectory_ids: Sequence[str]) -> dict[str, list[RecordedCall]]:
+    """Recorded calls by trajectory, ordered by step and call; none without our tables."""
+    if connection is None or not trajectory_ids:
         return {}
     statement = (
         sa.select(*_CALL_COLUMNS)
@@ -67,7 +67,8 @@ class CallLog:
     """`llm_call_logs` of both origins, as far as they can be read."""
 
     def __init__(self, recordings: Recordings) -> None:
-        self._tables = [(recordings.ours, sql.Identifier("babylon_rl", "llm_call_logs"))]
+        ours = recordings.ours
+        self._tables = [] if ours is None else [(ours, sql.Identifier("babylon_rl", "llm_call_logs"))]
         if readable(recordings.application, "llm_call_logs", "trajectoryId"):
             self._tables.insert(0, (recordings.application, sql.Identifier("llm_call_logs")))
 

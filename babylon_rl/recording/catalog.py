@@ -137,7 +137,7 @@ def all_entries(recordings: Recordings, first: str | None, last: str | None) -> 
     if first is not None or last is not None:
         condition = _WITHIN
         values = {"first": _naive(first or "0001-01-01T00:00"), "last": _naive(last or "9999-12-31T23:00")}
-    for ours in (False, True):
+    for ours in (False,) if recordings.ours is None else (False, True):
         for rows in _batches(_connection(recordings, ours), _select(ours, condition), values):
             batch = [Entry._make(row) for row in rows]
             taken = _in_application(recordings, [entry.trajectory_id for entry in batch]) if ours else ()
