@@ -320,3 +320,15 @@ sa.Index(
     prediction_price_history.c.marketId,
     prediction_price_history.c.createdAt.desc(),
 )
+
+# Read where the application has it; not in `application_metadata`, so that it is never made.
+position = sa.Table(
+    "Position",
+    sa.MetaData(),
+    _id(),
+    _text("marketId"),
+    _flag("side"),
+    _money("avgPrice", 18, 6, null=False),
+    _moment("createdAt", default=True),
+    _moment("updatedAt"),
+)

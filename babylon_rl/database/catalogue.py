@@ -11,7 +11,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from babylon_rl.database.application_tables import application_metadata
+from babylon_rl.database.application_tables import application_metadata, position
 
 # The columns that are read, by table; their types are those of `application_tables`.
 READ: Mapping[str, tuple[str, ...]] = {
@@ -28,9 +28,15 @@ READ: Mapping[str, tuple[str, ...]] = {
     "StockPrice": ("id", "organizationId", "price", "timestamp"),
     "Organization": ("id", "name"),
     "PredictionPriceHistory": ("id", "marketId", "yesPrice", "createdAt"),
-    "Market": ("id", "question", "yesShares", "noShares", "resolved", "resolution", "endDate"),
-    "PerpPosition": ("ticker", "entryPrice", "currentPrice", "openedAt", "lastUpdated"),
-    "market_outcomes": ("windowId", "stockTicker", "startPrice", "endPrice", "predictionMarketId", "outcome"),
+    "Market": ("id", "question", "yesShares", "noShares", "resolved", "resolution", "endDate", "updatedAt"),
+    "PerpPosition": (
+        *("id", "ticker", "organizationId", "entryPrice", "currentPrice", "openedAt", "lastUpdated", "closedAt"),
+    ),
+    "Position": ("id", "marketId", "side", "avgPrice", "createdAt", "updatedAt"),
+    "market_outcomes": (
+        *("id", "windowId", "stockTicker", "startPrice", "endPrice", "predictionMarketId", "question", "outcome"),
+        *("finalProbability", "createdAt"),
+    ),
 }
 # Without it there is nothing to read. Where another is missing, less is known.
 REQUIRED = ("trajectories",)
@@ -43,6 +49,7 @@ PURPOSE: Mapping[str, str] = {
     "PredictionPriceHistory": "probabilities of questions",
     "Market": "questions and how they resolved",
     "PerpPosition": "prices where StockPrice has none",
+    "Position": "probabilities where the price history has none",
     "market_outcomes": "outcomes where no price is known",
 }
 # What somebody ran of the first system's migrations.
@@ -198,7 +205,8 @@ def _table(
 
 
 def _expected(table: str, column: str) -> str:
-    kind = application_metadata.tables[table].c[column].type
+    columns = position.c if table == position.name else application_metadata.tables[table].c
+    kind = columns[column].type
     families: tuple[tuple[type, str], ...] = (
         (sa.String, "text"),
         (sa.Boolean, "boolean"),

@@ -13,20 +13,15 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
+from babylon_rl.database.catalogue import READ
 from babylon_rl.windows import parse_window_id, window_of
 
 MOST_WINDOWS = 168  # of one set of queries
 
-COLUMNS = {
-    "StockPrice": "id organizationId price timestamp",
-    "Organization": "id name",
-    "PredictionPriceHistory": "id marketId yesPrice createdAt",
-    "Market": "id question yesShares noShares resolved resolution endDate updatedAt",
-    "PerpPosition": "id ticker organizationId entryPrice currentPrice openedAt lastUpdated closedAt",
-    "Position": "id marketId side avgPrice createdAt updatedAt",
-    "market_outcomes": "id windowId stockTicker startPrice endPrice predictionMarketId question outcome "
-    "finalProbability createdAt",
-}
+TABLES = (
+    *("StockPrice", "Organization", "PredictionPriceHistory", "Market"),
+    *("PerpPosition", "Position", "market_outcomes"),
+)
 
 Edge = Mapping[str, Mapping[str, "Edges"]]  # by window and the instrument's id in the source
 Deals = Mapping[str, Mapping[str, "Dealt"]]
@@ -109,8 +104,8 @@ class Facts:
 
 
 def readable(connection: psycopg.Connection) -> frozenset[str]:
-    """Of the tables of `COLUMNS` those that are there with these columns and that our role may read."""
-    pairs = [(table, column) for table, columns in COLUMNS.items() for column in columns.split()]
+    """Of `TABLES` those that are there with the columns that are read and that our role may read."""
+    pairs = [(table, column) for table in TABLES for column in READ[table]]
     found = connection.execute(
         """
         SELECT wanted.of FROM unnest(%s::text[], %s::text[]) wanted(of, name)
