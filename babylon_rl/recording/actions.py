@@ -59,19 +59,22 @@ _GAP = re.compile(r"[\s\-_.]+")
 
 def kind_of(action: Action) -> Kind:
     """What the action is. A plugin's `actionName` decides where the type says nothing."""
-    kind = kind_named(action.action_type)
-    name = action.action_type
+    kind, decides = _read(action.action_type)
     if kind is Kind.OTHER and action.action_name:
-        kind, name = kind_named(action.action_name), action.action_name
-    if kind is Kind.TRADE and normal(name) in DECISIONS and _says_hold(action):
-        return Kind.HOLD
-    return kind
+        kind, decides = _read(action.action_name)
+    return Kind.HOLD if decides and _says_hold(action) else kind
+
+
+def kind_named(name: str) -> Kind:
+    """What an action of that name is."""
+    return _read(name)[0]
 
 
 @functools.lru_cache(maxsize=4096)
-def kind_named(name: str) -> Kind:
-    """What an action of that name is."""
-    return _KINDS.get(normal(name), Kind.OTHER)
+def _read(name: str) -> tuple[Kind, bool]:
+    """What an action of that name is, and whether its parameters may make it a hold."""
+    name = normal(name)
+    return _KINDS.get(name, Kind.OTHER), name in DECISIONS
 
 
 @functools.lru_cache(maxsize=4096)
@@ -82,12 +85,14 @@ def normal(name: str) -> str:
 
 def _says_hold(action: Action) -> bool:
     for source in (action.result, action.parameters):
-        if isinstance(source, dict) and any(_is_hold(source.get(name)) for name in _SAYS):
-            return True
+        if type(source) is dict:
+            for name in _SAYS:
+                if (value := source.get(name)) is not None and _is_hold(value):
+                    return True
     return False
 
 
 def _is_hold(value: Any) -> bool:
     if isinstance(value, dict):
         value = value.get("action")
-    return isinstance(value, str) and len(value) <= 40 and kind_named(value) is Kind.HOLD
+    return isinstance(value, str) and len(value) <= 40 and _read(value)[0] is Kind.HOLD

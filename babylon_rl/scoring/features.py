@@ -4,8 +4,8 @@ A trade's size and side come from the action's parameters and result, under the 
 the application write. Amounts are dollars, shares of capital are plain fractions (0.01 is 1 %).
 """
 
+import functools
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ TICKER, QUESTION = "ticker", "question"
 # How the application and the simulated market name the direction of a trade.
 LONG = frozenset({"buy", "long", "yes", "open_long", "buy_yes", "buy_shares", "sell_no", "close_short"})
 SHORT = frozenset({"sell", "short", "no", "open_short", "buy_no", "sell_shares", "sell_yes", "close_long"})
+COUNTED = (Kind.TRADE.value, Kind.POST.value, Kind.COMMENT.value, Kind.MALFORMED.value)
 FEES, SIZE = ("fees", "fee"), ("notional", "amount", "size")
 INSTRUMENT = ("instrument", "ticker", "marketId", "market_id")
 
@@ -79,15 +80,20 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
     exposure: dict[str, float] = {}
     kinds: dict[str, str] = {}
     fees = 0.0
-    counts: Counter[tuple[Kind, bool]] = Counter()
+    succeeded, failed = dict.fromkeys(COUNTED, 0), dict.fromkeys(COUNTED, 0)
     acted: dict[str, None] = {}
-    for step in trajectory.steps:
-        action = step.action
-        what, said = kind_of(action), _said(action)
-        counts[what, action.success] += 1
+    for action in (step.action for step in trajectory.steps):
+        what = kind_of(action)
+        said = _said(action)
         direction = _direction(action.action_type, said) if what is Kind.TRADE else 0
         instrument = _first(said, INSTRUMENT)
         acted[_spoken(action, what, direction, instrument)] = None
+        counted = what.value
+        if counted in succeeded:
+            if action.success:
+                succeeded[counted] += 1
+            else:
+                failed[counted] += 1
         if what is not Kind.TRADE or not action.success:
             continue
         fees += _amount(said, FEES)
@@ -107,13 +113,13 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
         kinds=kinds,
         decisions=sum(len(step.llm_calls) for step in trajectory.steps),
         steps=len(trajectory.steps),
-        trades_tried=counts[Kind.TRADE, True] + counts[Kind.TRADE, False],
-        trades_succeeded=counts[Kind.TRADE, True],
-        malformed=counts[Kind.MALFORMED, False],
-        posts_succeeded=counts[Kind.POST, True],
-        posts_failed=counts[Kind.POST, False],
-        comments_succeeded=counts[Kind.COMMENT, True],
-        comments_failed=counts[Kind.COMMENT, False],
+        trades_tried=succeeded["trade"] + failed["trade"],
+        trades_succeeded=succeeded["trade"],
+        malformed=failed["malformed"],
+        posts_succeeded=succeeded["post"],
+        posts_failed=failed["post"],
+        comments_succeeded=succeeded["comment"],
+        comments_failed=failed["comment"],
         acted=", ".join(acted) or "nothing",
         last_state_pnl=_last_state_pnl(trajectory.steps),
     )
@@ -125,20 +131,20 @@ def direction_of(action: Action) -> int:
 
 
 def _direction(action_type: str, said: Mapping[str, Any]) -> int:
-    name, side = normal(action_type), said.get("side")
+    direction, side = said.get("direction"), said.get("side")
+    return _heading(action_type, direction if type(direction) is str else "", side if type(side) is str else "")
+
+
+@functools.lru_cache(maxsize=4096)
+def _heading(action_type: str, direction: str, side: str) -> int:
+    name, side = normal(action_type), normal(side)
     # An explicit side outranks the action's name: BUY with side "no" is exposure against the question.
-    for told in (said.get("direction"), side, name):
-        word = normal(told) if isinstance(told, str) else None
+    for word in (normal(direction), side, name):
         if word in LONG or word in SHORT:
-            return _closing(name, side) * (1 if word in LONG else -1)
+            # A named side may be given up instead of taken: YES shares that are sold, a long position that is closed.
+            gives_up = name == "close_position" or (name in {"sell", "sell_shares"} and side in {"yes", "no"})
+            return (-1 if gives_up and side else 1) * (1 if word in LONG else -1)
     return 0
-
-
-def _closing(name: str, side: Any) -> int:
-    """-1 where a named side is given up instead of taken: YES shares that are sold, a long position that is closed."""
-    side = normal(side) if isinstance(side, str) else ""
-    gives_up = name == "close_position" or (name in {"sell", "sell_shares"} and side in {"yes", "no"})
-    return -1 if gives_up and side else 1
 
 
 def _said(action: Action) -> Mapping[str, Any]:
@@ -175,12 +181,17 @@ def _instrument(said: Mapping[str, Any], name: Any, market: Market) -> tuple[str
 
 def _word(name: Any) -> str:
     """A name as text; one that was recorded as a number has no fraction."""
+    if type(name) is str:
+        return name
     return str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
 
 
 def _spoken(action: Action, what: Kind, direction: int, instrument: Any) -> str:
-    verb = {1: "BUY", -1: "SELL"}.get(direction) or ("HOLD" if what is Kind.HOLD else action.action_type)
-    words = verb if what is Kind.HOLD or instrument is None else f"{verb} {_word(instrument)}"
+    if what is Kind.HOLD:
+        words = "HOLD"
+    else:
+        verb = "BUY" if direction > 0 else "SELL" if direction else action.action_type
+        words = verb if instrument is None else f"{verb} {_word(instrument)}"
     return words if action.success else f"{words} (failed)"
 
 
