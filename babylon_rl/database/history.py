@@ -5,27 +5,28 @@ superseded and adds the new ones at the same moment of the same transaction. Not
 """
 
 import hashlib
-import math
-from collections import defaultdict
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-import msgspec
 import pandas as pd
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from babylon_rl.database.bulk import converted_rows, copy_converted
+from babylon_rl.database.bulk import copy_encoded
+from babylon_rl.database.values import UnfitValue
+from babylon_rl.database.wire import NULL, fields, row_head, whole_rows
 from babylon_rl.errors import DatabaseError
 from babylon_rl.windows import parse_window_id
 
 HISTORY_COLUMNS = ("row_id", "digest", "created_at", "superseded_at")
 # Beyond this many, one lock on the table: the server's lock table is finite.
 MOST_WINDOW_LOCKS = 200
+# Rows that are encoded at a time.
+BATCH_ROWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,82 @@ def current_rows(table: sa.Table, window_ids: Sequence[str] | None = None) -> sa
     return statement.order_by(table.c.window_id, table.c.row_id)
 
 
-def replace_windows(
-    connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame
-) -> Replaced:
-    """Make `frame` the current rows of `window_ids`, within the caller's transaction.
+@dataclass(frozen=True)
+class EncodedWindows:
+    """Rows of a run's windows as COPY takes them, with the digest of each window that has any.
 
-    frame: columns of `table` without the history's, `window_id` among them; a window of `window_ids` without rows
-    loses its current ones. DatabaseError where a row belongs to no window of `window_ids`, WindowIdError for a bad
-    id. Writers of one window wait for each other.
+    `columns`: those of the rows, by name. A window of `window_ids` that is not in `rows` has none.
+    """
+
+    table: sa.Table
+    window_ids: tuple[str, ...]
+    columns: tuple[sa.Column, ...]
+    rows: Mapping[str, list[bytes]]
+    digests: Mapping[str, str]
+
+    @property
+    def version(self) -> str:
+        """SHA-256 over the windows' digests; the same for the same rows."""
+        told = "\n".join(f"{window_id} {self.digests.get(window_id, '')}" for window_id in self.window_ids)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+class UnfitWindow(DatabaseError):
+    """A window holds a value that its table cannot."""
+
+    def __init__(self, message: str, window_id: str) -> None:
+        super().__init__(message)
+        self.window_id = window_id
+
+
+def encode_windows(table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame) -> EncodedWindows:
+    """`frame` as the rows of `window_ids`.
+
+    frame: columns of `table` without the history's, `window_id` among them. DatabaseError where a row belongs to no
+    window of `window_ids`, UnfitWindow for the first window with a value that does not fit its column, WindowIdError
+    for a bad id.
     """
     wanted = sorted(set(window_ids))
     for window_id in wanted:
         parse_window_id(window_id)
-    columns, rows = _rows_by_window(table, wanted, frame)
-    digests = {window_id: _digest(columns, rows[window_id]) for window_id in rows}
-    moment = _lock(connection, table, wanted)
-    current = _current_digests(connection, table, wanted)
-    unchanged = tuple(w for w in wanted if current.get(w) == ((digests[w], len(rows[w])) if w in rows else None))
-    changed = [w for w in wanted if w not in set(unchanged)]
+    if frame.empty:
+        return EncodedWindows(table, tuple(wanted), (), {}, {})
+    frame, spans = _by_window(_in_table(table, frame), table, wanted)
+    columns = tuple(table.c[name] for name in frame.columns)
+    rows: dict[str, list[bytes]] = {}
+    digests: dict[str, str] = {}
+    for batch in _batches(spans):
+        first = batch[0][1]
+        part = frame.iloc[first : batch[-1][2]]
+        try:
+            encoded = [fields(column, part.iloc[:, i].tolist()) for i, column in enumerate(columns)]
+        except UnfitValue as error:
+            owner = next(window_id for window_id, start, stop in batch if start <= first + error.row < stop)
+            raise UnfitWindow(str(error), owner) from error
+        for window_id, start, stop in batch:
+            own = [column[start - first : stop - first] for column in encoded]
+            rows[window_id], digests[window_id] = _rows_and_digest(columns, own)
+    return EncodedWindows(table, tuple(wanted), columns, rows, digests)
+
+
+def replace_windows(
+    connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame
+) -> Replaced:
+    """Make `frame` the current rows of `window_ids`, within the caller's transaction; errors as `encode_windows`.
+
+    A window of `window_ids` without rows loses its current ones. Writers of one window wait for each other.
+    """
+    return replace_encoded(connection, encode_windows(table, window_ids, frame))
+
+
+def replace_encoded(connection: psycopg.Connection, encoded: EncodedWindows) -> Replaced:
+    """`replace_windows` for rows that are encoded already."""
+    table, rows, digests = encoded.table, encoded.rows, encoded.digests
+    moment = _lock(connection, table, encoded.window_ids)
+    current = _current_digests(connection, table, encoded.window_ids)
+    stands = {w: current.get(w) == ((digests[w], len(rows[w])) if w in rows else None) for w in encoded.window_ids}
+    unchanged = tuple(window_id for window_id, same in stands.items() if same)
+    changed = [window_id for window_id, same in stands.items() if not same]
     if not changed:
         return Replaced(0, 0, unchanged)
     superseded = connection.execute(
@@ -73,30 +132,27 @@ def replace_windows(
         ),
         (moment, changed),
     ).rowcount
-    history = [table.c.digest, table.c.created_at]
-    written = copy_converted(
-        connection,
-        table,
-        [*columns, *history],
-        ((*row, digests[w], moment) for w in changed for row in rows.get(w, ())),
-    )
+    columns = [*encoded.columns, table.c.digest, table.c.created_at]
+    head, (created,) = row_head(len(columns)), fields(table.c.created_at, [moment])
+
+    def parts() -> Iterator[bytes]:
+        for window_id in changed:
+            if window_id in rows:
+                (digest,) = fields(table.c.digest, [digests[window_id]])
+                end = digest + created
+                yield head + (end + head).join(rows[window_id]) + end
+
+    written = copy_encoded(connection, table, columns, parts()) if any(w in rows for w in changed) else 0
     return Replaced(written, superseded, unchanged)
 
 
 def content_version(table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame) -> str:
     """SHA-256 over the digests under which `replace_windows` would store the windows; the same for the same rows."""
-    wanted = sorted(set(window_ids))
-    columns, rows = _rows_by_window(table, wanted, frame)
-    told = "\n".join(f"{w} {_digest(columns, rows[w]) if w in rows else ''}" for w in wanted)
-    return hashlib.sha256(told.encode()).hexdigest()
+    return encode_windows(table, window_ids, frame).version
 
 
-def _rows_by_window(
-    table: sa.Table, wanted: Sequence[str], frame: pd.DataFrame
-) -> tuple[list[sa.Column], dict[str, list[tuple[Any, ...]]]]:
-    """The table's columns that the frame has, and its rows as COPY writes them, by window."""
-    if frame.empty:
-        return [], {}
+def _in_table(table: sa.Table, frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its columns in the order of their names. DatabaseError where they are not the table's."""
     names = [str(name) for name in frame.columns]
     wrong = [name for name in names if name not in table.c or name in HISTORY_COLUMNS]
     if wrong or "window_id" not in names:
@@ -104,34 +160,57 @@ def _rows_by_window(
             f"Rows for {table.name} need window_id and columns of the table, without those that keep its history. "
             f"Not among them: {', '.join(wrong) or 'window_id'}."
         )
-    columns = [table.c[name] for name in names]
-    at = names.index("window_id")
-    rows: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
-    for row in converted_rows(columns, frame):
-        rows[row[at]].append(row)
-    foreign = sorted(str(window_id) for window_id in rows.keys() - set(wanted))
+    return frame[sorted(names)]
+
+
+def _by_window(
+    frame: pd.DataFrame, table: sa.Table, wanted: Sequence[str]
+) -> tuple[pd.DataFrame, list[tuple[str, int, int]]]:
+    """The rows with those of a window beside each other, and where each window's begin and end.
+
+    DatabaseError where a row belongs to none of the wanted windows.
+    """
+    owners = frame["window_id"].tolist()
+    foreign = sorted(str(window_id) for window_id in set(owners) - set(wanted))
     if foreign:
         raise DatabaseError(
             f"{table.name}: rows of {', '.join(foreign[:5])} came with a write of other windows "
             f"({', '.join(wanted[:5])}). A run writes its own windows only."
         )
-    return columns, dict(rows)
+    if any(a > b for a, b in itertools.pairwise(owners)):
+        frame = frame.iloc[sorted(range(len(owners)), key=owners.__getitem__)]
+        owners.sort()
+    spans, start = [], 0
+    for window_id, own in itertools.groupby(owners):
+        stop = start + len(list(own))
+        spans.append((window_id, start, stop))
+        start = stop
+    return frame, spans
 
 
-def _digest(columns: Sequence[sa.Column], rows: Sequence[Sequence[Any]]) -> str:
-    """SHA-256 of the rows, whatever their order and that of the columns; NULL and an absent column are alike."""
-    # JSON is canonical already: `encode_json` sorts keys.
-    order = sorted(range(len(columns)), key=lambda i: columns[i].name)
-    named = [(i, str(columns[i].name)) for i in order]
-    documents = [
-        msgspec.json.encode([(name, _exact(row[i])) for i, name in named if row[i] is not None]) for row in rows
-    ]
-    return hashlib.sha256(b"\n".join(sorted(documents))).hexdigest()
+def _batches(spans: Sequence[tuple[str, int, int]]) -> Iterator[list[tuple[str, int, int]]]:
+    """The windows in batches of some rows: pandas takes long for each of many small parts."""
+    batch: list[tuple[str, int, int]] = []
+    for span in spans:
+        batch.append(span)
+        if span[2] - batch[0][1] >= BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def _exact(value: Any) -> Any:
-    """msgspec writes infinity as null, which would make two infinities alike."""
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
+def _rows_and_digest(columns: Sequence[sa.Column], encoded: list[list[bytes]]) -> tuple[list[bytes], str]:
+    """A window's rows, and their SHA-256 whatever their order and that of the columns.
+
+    A column that is NULL in all of them counts as an absent one, so that a new column leaves old digests as they are.
+    """
+    rows = whole_rows(encoded)
+    filled = [i for i, column in enumerate(encoded) if column.count(NULL) < len(column)]
+    told = rows if len(filled) == len(encoded) else whole_rows([encoded[i] for i in filled])
+    digest = hashlib.sha256(" ".join(columns[i].name for i in filled).encode())
+    digest.update(b"".join(sorted(told)))
+    return rows, digest.hexdigest()
 
 
 def _lock(connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str]) -> datetime:
