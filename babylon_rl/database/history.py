@@ -7,8 +7,10 @@ superseded and adds the new ones at the same moment of the same transaction. Not
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 import pandas as pd
 import psycopg
@@ -27,6 +29,14 @@ HISTORY_COLUMNS = ("row_id", "digest", "created_at", "superseded_at")
 MOST_WINDOW_LOCKS = 200
 # Rows that are encoded at a time.
 BATCH_ROWS = 2_000
+
+
+class Span(NamedTuple):
+    """Where a window's rows stand."""
+
+    window_id: str
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -48,107 +58,107 @@ def current_rows(table: sa.Table, window_ids: Sequence[str] | None = None) -> sa
     return statement.order_by(table.c.window_id, table.c.row_id)
 
 
+class UnfitWindow(DatabaseError):
+    """A window holds a value that its table cannot."""
+
+
+@dataclass(frozen=True)
+class EncodedPart:
+    """Some windows' rows as COPY takes them, each window with the digest of its rows."""
+
+    columns: tuple[sa.Column, ...]
+    windows: Mapping[str, tuple[str, list[bytes]]]
+
+
 @dataclass(frozen=True)
 class EncodedWindows:
-    """Rows of a run's windows as COPY takes them, with the digest of each window that has any.
-
-    `columns`: those of the rows, by name. A window of `window_ids` that is not in `rows` has none.
-    """
+    """The rows of a run's windows, encoded; `unfit`: windows with a value that the table cannot hold, and why."""
 
     table: sa.Table
     window_ids: tuple[str, ...]
-    columns: tuple[sa.Column, ...]
-    rows: Mapping[str, list[bytes]]
-    digests: Mapping[str, str]
+    parts: tuple[EncodedPart, ...]
+    unfit: Mapping[str, str]
 
     @property
     def version(self) -> str:
         """SHA-256 over the windows' digests; the same for the same rows."""
-        told = "\n".join(f"{window_id} {self.digests.get(window_id, '')}" for window_id in self.window_ids)
+        digests = {w: digest for part in self.parts for w, (digest, _) in part.windows.items()}
+        told = "\n".join(f"{window_id} {digests.get(window_id, '')}" for window_id in self.window_ids)
         return hashlib.sha256(told.encode()).hexdigest()
 
 
-class UnfitWindow(DatabaseError):
-    """A window holds a value that its table cannot."""
-
-    def __init__(self, message: str, window_id: str) -> None:
-        super().__init__(message)
-        self.window_id = window_id
-
-
 def encode_windows(table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame) -> EncodedWindows:
-    """`frame` as the rows of `window_ids`.
-
-    frame: columns of `table` without the history's, `window_id` among them. DatabaseError where a row belongs to no
-    window of `window_ids`, UnfitWindow for the first window with a value that does not fit its column, WindowIdError
-    for a bad id.
-    """
-    wanted = sorted(set(window_ids))
-    for window_id in wanted:
-        parse_window_id(window_id)
-    if frame.empty:
-        return EncodedWindows(table, tuple(wanted), (), {}, {})
-    frame, spans = _by_window(_in_table(table, frame), table, wanted)
-    columns = tuple(table.c[name] for name in frame.columns)
-    rows: dict[str, list[bytes]] = {}
-    digests: dict[str, str] = {}
-    for batch in _batches(spans):
-        first = batch[0][1]
-        part = frame.iloc[first : batch[-1][2]]
-        try:
-            encoded = [fields(column, part.iloc[:, i].tolist()) for i, column in enumerate(columns)]
-        except UnfitValue as error:
-            owner = next(window_id for window_id, start, stop in batch if start <= first + error.row < stop)
-            raise UnfitWindow(str(error), owner) from error
-        for window_id, start, stop in batch:
-            own = [column[start - first : stop - first] for column in encoded]
-            rows[window_id], digests[window_id] = _rows_and_digest(columns, own)
-    return EncodedWindows(table, tuple(wanted), columns, rows, digests)
+    """`frame` as the rows of `window_ids`, for `replace_encoded`; errors as `replace_windows`, but for `unfit`."""
+    unfit: dict[str, str] = {}
+    wanted, parts = _encoded(table, window_ids, frame, unfit)
+    made = tuple(parts)
+    return EncodedWindows(table, tuple(window_id for window_id in wanted if window_id not in unfit), made, unfit)
 
 
 def replace_windows(
     connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame
 ) -> Replaced:
-    """Make `frame` the current rows of `window_ids`, within the caller's transaction; errors as `encode_windows`.
+    """Make `frame` the current rows of `window_ids`, within the caller's transaction.
 
-    A window of `window_ids` without rows loses its current ones. Writers of one window wait for each other.
+    frame: columns of `table` without the history's, `window_id` among them; a window of `window_ids` without rows
+    loses its current ones. DatabaseError where a row belongs to no window of `window_ids`, UnfitWindow for a value
+    that does not fit its column, WindowIdError for a bad id. Writers of one window wait for each other.
     """
-    return replace_encoded(connection, encode_windows(table, window_ids, frame))
+    return _replace(connection, table, *_encoded(table, window_ids, frame, None))
 
 
 def replace_encoded(connection: psycopg.Connection, encoded: EncodedWindows) -> Replaced:
-    """`replace_windows` for rows that are encoded already."""
-    table, rows, digests = encoded.table, encoded.rows, encoded.digests
-    moment = _lock(connection, table, encoded.window_ids)
-    current = _current_digests(connection, table, encoded.window_ids)
-    stands = {w: current.get(w) == ((digests[w], len(rows[w])) if w in rows else None) for w in encoded.window_ids}
-    unchanged = tuple(window_id for window_id, same in stands.items() if same)
-    changed = [window_id for window_id, same in stands.items() if not same]
-    if not changed:
-        return Replaced(0, 0, unchanged)
-    superseded = connection.execute(
-        sql.SQL("UPDATE {} SET superseded_at = %s WHERE window_id = ANY(%s) AND superseded_at IS NULL").format(
-            _identifier(table)
-        ),
-        (moment, changed),
-    ).rowcount
-    columns = [*encoded.columns, table.c.digest, table.c.created_at]
-    head, (created,) = row_head(len(columns)), fields(table.c.created_at, [moment])
-
-    def parts() -> Iterator[bytes]:
-        for window_id in changed:
-            if window_id in rows:
-                (digest,) = fields(table.c.digest, [digests[window_id]])
-                end = digest + created
-                yield head + (end + head).join(rows[window_id]) + end
-
-    written = copy_encoded(connection, table, columns, parts()) if any(w in rows for w in changed) else 0
-    return Replaced(written, superseded, unchanged)
+    """`replace_windows` for rows that are encoded already; windows that are unfit keep what they have."""
+    return _replace(connection, encoded.table, encoded.window_ids, iter(encoded.parts))
 
 
 def content_version(table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame) -> str:
     """SHA-256 over the digests under which `replace_windows` would store the windows; the same for the same rows."""
     return encode_windows(table, window_ids, frame).version
+
+
+# --- the rows --------------------------------------------------------------------------------------
+
+
+def _encoded(
+    table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame, unfit: dict[str, str] | None
+) -> tuple[list[str], Iterator[EncodedPart]]:
+    """The windows in order, and their rows as they are encoded, part by part.
+
+    `unfit` takes the windows whose values do not fit; where it is None they are an error.
+    """
+    wanted = sorted(set(window_ids))
+    for window_id in wanted:
+        parse_window_id(window_id)
+    if frame.empty:
+        return wanted, iter(())
+    frame, spans = _by_window(_in_table(table, frame), table, wanted)
+    columns = tuple(table.c[name] for name in frame.columns)
+    parts = (part for batch in _batches(spans) for part in _parts(frame, columns, batch, unfit))
+    return wanted, parts
+
+
+def _parts(
+    frame: pd.DataFrame, columns: tuple[sa.Column, ...], batch: Sequence[Span], unfit: dict[str, str] | None
+) -> Iterator[EncodedPart]:
+    first = batch[0].start
+    rows = frame.iloc[first : batch[-1].stop]
+    try:
+        encoded = [fields(column, rows.iloc[:, i].tolist()) for i, column in enumerate(columns)]
+    except UnfitValue as error:
+        if len(batch) > 1:
+            for one in batch:
+                yield from _parts(frame, columns, [one], unfit)
+        elif unfit is None:
+            raise UnfitWindow(f"{batch[0].window_id}: {error}") from error
+        else:
+            unfit[batch[0].window_id] = str(error)
+        return
+    windows = {
+        span.window_id: _digest_and_rows(columns, [c[span.start - first : span.stop - first] for c in encoded])
+        for span in batch
+    }
+    yield EncodedPart(columns, windows)
 
 
 def _in_table(table: sa.Table, frame: pd.DataFrame) -> pd.DataFrame:
@@ -163,10 +173,8 @@ def _in_table(table: sa.Table, frame: pd.DataFrame) -> pd.DataFrame:
     return frame[sorted(names)]
 
 
-def _by_window(
-    frame: pd.DataFrame, table: sa.Table, wanted: Sequence[str]
-) -> tuple[pd.DataFrame, list[tuple[str, int, int]]]:
-    """The rows with those of a window beside each other, and where each window's begin and end.
+def _by_window(frame: pd.DataFrame, table: sa.Table, wanted: Sequence[str]) -> tuple[pd.DataFrame, list[Span]]:
+    """The rows with those of a window beside each other, and where each window's are.
 
     DatabaseError where a row belongs to none of the wanted windows.
     """
@@ -182,25 +190,25 @@ def _by_window(
         owners.sort()
     spans, start = [], 0
     for window_id, own in itertools.groupby(owners):
-        stop = start + len(list(own))
-        spans.append((window_id, start, stop))
+        stop = start + sum(1 for _ in own)
+        spans.append(Span(window_id, start, stop))
         start = stop
     return frame, spans
 
 
-def _batches(spans: Sequence[tuple[str, int, int]]) -> Iterator[list[tuple[str, int, int]]]:
-    """The windows in batches of some rows: pandas takes long for each of many small parts."""
-    batch: list[tuple[str, int, int]] = []
+def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """The windows in batches of some rows: each of many small parts would take pandas long."""
+    batch: list[Span] = []
     for span in spans:
         batch.append(span)
-        if span[2] - batch[0][1] >= BATCH_ROWS:
+        if span.stop - batch[0].start >= BATCH_ROWS:
             yield batch
             batch = []
     if batch:
         yield batch
 
 
-def _rows_and_digest(columns: Sequence[sa.Column], encoded: list[list[bytes]]) -> tuple[list[bytes], str]:
+def _digest_and_rows(columns: Sequence[sa.Column], encoded: list[list[bytes]]) -> tuple[str, list[bytes]]:
     """A window's rows, and their SHA-256 whatever their order and that of the columns.
 
     A column that is NULL in all of them counts as an absent one, so that a new column leaves old digests as they are.
@@ -210,7 +218,64 @@ def _rows_and_digest(columns: Sequence[sa.Column], encoded: list[list[bytes]]) -
     told = rows if len(filled) == len(encoded) else whole_rows([encoded[i] for i in filled])
     digest = hashlib.sha256(" ".join(columns[i].name for i in filled).encode())
     digest.update(b"".join(sorted(told)))
-    return rows, digest.hexdigest()
+    return digest.hexdigest(), rows
+
+
+# --- the write -------------------------------------------------------------------------------------
+
+
+def _replace(
+    connection: psycopg.Connection, table: sa.Table, wanted: Sequence[str], parts: Iterator[EncodedPart]
+) -> Replaced:
+    moment = _lock(connection, table, wanted)
+    current = _current_digests(connection, table, wanted)
+    unchanged: set[str] = set()
+    emptied = set(wanted)
+    # The server stores a part while the next one is encoded; one thread at a time has the connection.
+    with ThreadPoolExecutor(1) as writer:
+        writes = []
+        for part in parts:
+            emptied -= part.windows.keys()
+            same = {w for w, (digest, rows) in part.windows.items() if current.get(w) == (digest, len(rows))}
+            unchanged |= same
+            changed = {window_id: found for window_id, found in part.windows.items() if window_id not in same}
+            if writes:
+                writes[-1].result()
+            if changed:
+                writes.append(writer.submit(_write, connection, table, EncodedPart(part.columns, changed), moment))
+        done = [write.result() for write in writes]
+    gone = sorted(emptied & current.keys())
+    superseded = _supersede(connection, table, gone, moment) if gone else 0
+    unchanged |= emptied - current.keys()
+    return Replaced(
+        sum(written for _, written in done),
+        superseded + sum(ended for ended, _ in done),
+        tuple(window_id for window_id in wanted if window_id in unchanged),
+    )
+
+
+def _write(connection: psycopg.Connection, table: sa.Table, part: EncodedPart, moment: datetime) -> tuple[int, int]:
+    """Supersede the windows' rows and add the others; how many of each."""
+    columns = [*part.columns, table.c.digest, table.c.created_at]
+    head, (created,) = row_head(len(columns)), fields(table.c.created_at, [moment])
+
+    def windows() -> Iterator[bytes]:
+        for digest, rows in part.windows.values():
+            (told,) = fields(table.c.digest, [digest])
+            end = told + created
+            yield head + (end + head).join(rows) + end
+
+    superseded = _supersede(connection, table, list(part.windows), moment)
+    return superseded, copy_encoded(connection, table, columns, windows())
+
+
+def _supersede(connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str], moment: datetime) -> int:
+    return connection.execute(
+        sql.SQL("UPDATE {} SET superseded_at = %s WHERE window_id = ANY(%s) AND superseded_at IS NULL").format(
+            _identifier(table)
+        ),
+        (moment, window_ids),
+    ).rowcount
 
 
 def _lock(connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str]) -> datetime:

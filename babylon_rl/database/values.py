@@ -6,7 +6,7 @@ write, are taken out of text; a value that does not fit its column is an error t
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -61,6 +61,16 @@ def json_bytes(value: Any) -> bytes:
     if b"null" in encoded or b"\\u0000" in encoded:
         return _encode(_clean(value))
     return encoded
+
+
+def many_json_bytes(values: Sequence[Any]) -> list[bytes]:
+    """`json_bytes` of each of the values, none of which is a text."""
+    try:
+        encoded = list(map(_encode, values))
+    except (TypeError, UnicodeEncodeError):
+        return list(map(json_bytes, values))
+    together = b"".join(encoded)
+    return list(map(json_bytes, values)) if b"null" in together or b"\\u0000" in together else encoded
 
 
 def _parsed(text: str) -> Any:
@@ -121,7 +131,9 @@ def converter(column: sa.Column) -> Convert:
         except (TypeError, ValueError, ArithmeticError) as error:
             shown = repr(value)
             shown = shown if len(shown) <= 80 else shown[:77] + "..."
-            raise UnfitValue(f"{column.table.name}.{column.name} ({column.type}) cannot hold {shown}: {error}") from error
+            raise UnfitValue(
+                f"{column.table.name}.{column.name} ({column.type}) cannot hold {shown}: {error}"
+            ) from error
 
     return checked
 

@@ -4,6 +4,7 @@ A whole column is encoded at a time. Values of the kinds that are usual for it g
 kind, the column goes through `values.converter`, which knows them all, cleans them, and names what does not fit.
 """
 
+import functools
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,11 +15,12 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import Format
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from babylon_rl.database.values import UnfitValue, converter, json_bytes
+from babylon_rl.database.values import UnfitValue, converter, many_json_bytes
 
 HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)  # signature, no flags, no extension
 TRAILER = b"\xff\xff"
 NULL = b"\xff\xff\xff\xff"
+JSONB_VERSION = b"\x01"
 
 Field = Callable[[Any], bytes]
 
@@ -31,16 +33,13 @@ NOTHING = type(None)
 
 def fields(column: sa.Column, values: Sequence[Any]) -> list[bytes]:
     """A field for each value of `column`. UnfitValue names the column and the row of one that it cannot hold."""
-    usual, field = _usual(column.type)
-    kinds = set(map(type, values))
-    if kinds <= usual:
+    quick = _quick_way(column.type, set(map(type, values)))
+    if quick is not None:
         try:
-            if NOTHING not in kinds:
-                return list(map(field, values))
-            return [NULL if value is None else field(value) for value in values]
+            return quick(values)
         except (TypeError, ValueError, struct.error):
             pass  # told below, with its column and its row
-    convert, encoded = converter(column), []
+    convert, field, encoded = converter(column), _field(column.type), []
     for row, value in enumerate(values):
         try:
             value = convert(value)
@@ -62,39 +61,69 @@ def whole_rows(columns: Sequence[Iterable[bytes]]) -> list[bytes]:
     return list(map(b"".join, zip(*columns, strict=True)))
 
 
-def _usual(kind: sa.types.TypeEngine) -> tuple[set[type], Field]:
-    """The kinds of values that the quick way takes, and a value's field; values are clean then."""
-    if isinstance(kind, JSONB):
-        return {dict, list, NOTHING}, _json
-    if isinstance(kind, sa.String):
-        return {str, NOTHING}, _text
-    if isinstance(kind, sa.Boolean):
-        return {bool, NOTHING}, lambda value: TRUE if value else FALSE
-    if isinstance(kind, sa.BigInteger):
-        return {int, NOTHING}, lambda value: _int8(8, value)
-    if isinstance(kind, sa.SmallInteger):
-        return {int, NOTHING}, lambda value: _int2(2, value)
-    if isinstance(kind, sa.Integer):
-        return {int, NOTHING}, lambda value: _int4(4, value)
-    if isinstance(kind, sa.Float):
-        return {float, NOTHING}, _real
-    return set(), _dumped(_wire_type(kind))
+# --- the quick way ---------------------------------------------------------------------------------
 
 
-def _text(value: str) -> bytes:
-    encoded = value.encode()  # a lone surrogate is a ValueError
-    if b"\x00" in encoded:
+def _quick_way(kind: sa.types.TypeEngine, found: set[type]) -> Callable[[Sequence[Any]], list[bytes]] | None:
+    """What encodes a column of this type whose values are of the kinds found; ValueError where one is not clean."""
+    if found <= {NOTHING}:
+        return lambda values: [NULL] * len(values)
+    ways = ((JSONB, {dict, list}, _documents), (sa.String, {str}, _texts), (sa.Float, {float}, _reals))
+    for base, usual, way in ways:
+        if isinstance(kind, base):
+            if found <= usual:
+                return way
+            return functools.partial(_beside_nothing, way) if found <= {NOTHING, *usual} else None
+    if isinstance(kind, sa.Boolean | sa.Integer) and found <= {bool if isinstance(kind, sa.Boolean) else int, NOTHING}:
+        field = _field(kind)
+        return lambda values: [NULL if value is None else field(value) for value in values]
+    return None
+
+
+def _beside_nothing(way: Callable[[Sequence[Any]], list[bytes]], values: Sequence[Any]) -> list[bytes]:
+    known = iter(way([value for value in values if value is not None]))
+    return [NULL if value is None else next(known) for value in values]
+
+
+def _texts(values: Sequence[str]) -> list[bytes]:
+    distinct = set(values)
+    if len(distinct) * 4 < len(values):
+        known = dict(zip(distinct, _texts(list(distinct)), strict=True))
+        return [known[value] for value in values]
+    if "\x00" in "".join(values):
         raise ValueError("NUL")
-    return _length(len(encoded)) + encoded
+    encoded = list(map(str.encode, values))  # half a surrogate pair is a ValueError
+    return list(map(bytes.__add__, map(_length, map(len, encoded)), encoded))
 
 
-def _json(value: Any) -> bytes:
-    encoded = value if isinstance(value, bytes) else json_bytes(value)
-    return _length(len(encoded) + 1) + b"\x01" + encoded  # the version of jsonb's format
+def _documents(values: Sequence[Any]) -> list[bytes]:
+    return [_length(len(encoded) + 1) + JSONB_VERSION + encoded for encoded in many_json_bytes(values)]
 
 
-def _real(value: float) -> bytes:
-    return NULL if value != value else _float8(8, value)
+def _reals(values: Sequence[float]) -> list[bytes]:
+    return [NULL if value != value else _float8(8, value) for value in values]
+
+
+# --- one value -------------------------------------------------------------------------------------
+
+
+def _field(kind: sa.types.TypeEngine) -> Field:
+    """Field of a value that went through the type's converter."""
+    if isinstance(kind, JSONB):
+        return lambda value: _length(len(value) + 1) + JSONB_VERSION + value
+    if isinstance(kind, sa.String):
+        return lambda value: _length(len(encoded := value.encode())) + encoded
+    if isinstance(kind, sa.Boolean):
+        return lambda value: TRUE if value else FALSE
+    if isinstance(kind, sa.BigInteger):
+        return lambda value: _int8(8, value)
+    if isinstance(kind, sa.SmallInteger):
+        return lambda value: _int2(2, value)
+    if isinstance(kind, sa.Integer):
+        return lambda value: _int4(4, value)
+    if isinstance(kind, sa.Float):
+        return lambda value: _float8(8, value)
+    return _dumped(_wire_type(kind))
 
 
 def _dumped(name: str) -> Field:
@@ -112,9 +141,9 @@ def _dumped(name: str) -> Field:
 
 
 def _wire_type(kind: sa.types.TypeEngine) -> str:
-    """PostgreSQL's name of the type."""
-    suffix = "[]" if isinstance(kind, ARRAY) else ""
-    element = kind.item_type if isinstance(kind, ARRAY) else kind
+    """PostgreSQL's name of a type that is not encoded here."""
+    if isinstance(kind, ARRAY):
+        return _wire_type(kind.item_type) + "[]"
     names: tuple[tuple[type, str], ...] = (
         (sa.String, "text"),
         (sa.Boolean, "bool"),
@@ -124,6 +153,6 @@ def _wire_type(kind: sa.types.TypeEngine) -> str:
         (sa.Float, "float8"),
         (sa.Numeric, "numeric"),
     )
-    if isinstance(element, sa.DateTime):
-        return ("timestamptz" if element.timezone else "timestamp") + suffix
-    return next(name for base, name in names if isinstance(element, base)) + suffix
+    if isinstance(kind, sa.DateTime):
+        return "timestamptz" if kind.timezone else "timestamp"
+    return next(name for base, name in names if isinstance(kind, base))
