@@ -206,6 +206,12 @@ def _unreachable(url: str, error: psycopg.Error) -> DatabaseError:
     password = make_url(url).password
     if password:
         said = said.replace(password, "***")
+    # The server says so before there is a session, so there is no code to tell it by.
+    if "too many connections" in said or "connection slots" in said:
+        return DatabaseError(
+            f"The database {redacted(url)} takes no further connection: {said}. Nothing was changed. End other "
+            "programs that use it, or raise max_connections or the role's CONNECTION LIMIT, and run it again."
+        )
     return DatabaseError(
         f"The database {redacted(url)} cannot be reached: {said}. See that the server runs and that the URL is right, "
         "or leave BABYLON_RL_DATABASE_URL empty to use the embedded server."

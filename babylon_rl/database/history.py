@@ -6,7 +6,7 @@ superseded and adds the new ones at the same moment of the same transaction. Not
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -86,6 +86,13 @@ class EncodedWindows:
         told = "\n".join(f"{window_id} {digests.get(window_id, '')}" for window_id in self.window_ids)
         return hashlib.sha256(told.encode()).hexdigest()
 
+    def without(self, window_ids: Collection[str]) -> "EncodedWindows":
+        """The same, and nothing of these windows."""
+        left = {w for w in self.window_ids if w not in window_ids}
+        parts = (EncodedPart(p.columns, {w: of for w, of in p.windows.items() if w in left}) for p in self.parts)
+        kept = tuple(window_id for window_id in self.window_ids if window_id in left)
+        return EncodedWindows(self.table, kept, tuple(parts), self.unfit)
+
 
 def encode_windows(table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame) -> EncodedWindows:
     """`frame` as the rows of `window_ids`, for `replace_encoded`; errors as `replace_windows`, but for `unfit`."""
@@ -110,11 +117,6 @@ def replace_windows(
 def replace_encoded(connection: psycopg.Connection, encoded: EncodedWindows) -> Replaced:
     """`replace_windows` for rows that are encoded already; windows that are unfit keep what they have."""
     return _replace(connection, encoded.table, encoded.window_ids, iter(encoded.parts))
-
-
-def content_version(table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame) -> str:
-    """SHA-256 over the digests under which `replace_windows` would store the windows; the same for the same rows."""
-    return encode_windows(table, window_ids, frame).version
 
 
 # --- the rows --------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from babylon_rl.database.connect import Database
-from babylon_rl.database.history import replace_windows
 from babylon_rl.database.tables import rejected_trajectories
 from babylon_rl.database.window_rows import WindowRows, each_window, one_frame
 from babylon_rl.recording.accounting import count_recorded
@@ -51,7 +50,7 @@ def rejected_frame(recorded: RecordedWindow) -> pd.DataFrame:
 
 
 def summarize_windows(database: Database, window_ids: Sequence[str], min_agents: int) -> WindowRows:
-    """Rows of table `windows`; the rows of `rejected_trajectories` are written here, with the same history.
+    """Rows of table `windows`, beside them those of `rejected_trajectories`.
 
     One window's steps are in memory at a time. `recorded` is what the database counts in the snapshot that is read.
     """
@@ -66,11 +65,9 @@ def summarize_windows(database: Database, window_ids: Sequence[str], min_agents:
             return row, rejected_frame(recorded)
 
         made, failed = each_window(window_ids, summarize)
-    rows = WindowRows(pd.DataFrame([row for row, _ in made]), tuple(window_ids), failed)
     rejected = one_frame([frame for _, frame in made], REJECTED)
-    with database.connect() as connection:
-        replace_windows(connection, rejected_trajectories, rows.computed, rejected)
-    return rows
+    rows = pd.DataFrame([row for row, _ in made])
+    return WindowRows(rows, tuple(window_ids), failed, {rejected_trajectories.name: rejected})
 
 
 def _status(recorded: RecordedWindow, min_agents: int, now: datetime) -> tuple[str, str]:
