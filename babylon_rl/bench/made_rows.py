@@ -169,3 +169,37 @@ def empty(connection: psycopg.Connection, table: sa.Table) -> None:
     """Take all rows out of the table."""
     name = psycopg.sql.Identifier(*([table.schema] if table.schema else []), table.name)
     connection.execute(psycopg.sql.SQL("TRUNCATE {}").format(name))
+
+
+_COPIES = """
+    INSERT INTO trajectories
+        (id, "trajectoryId", "agentId", "startTime", "endTime", "durationMs", "windowId", "stepsJson",
+         "rewardComponentsJson", "metricsJson", "metadataJson", "totalReward", "episodeLength", "finalStatus",
+         "finalBalance", "finalPnL", "updatedAt")
+    SELECT 'copy-' || n, 'copy-' || n, 'agent-' || n %% %(agents)s, hour + interval '1 minute',
+           hour + interval '50 minutes', 2940000, to_char(hour, 'YYYY-MM-DD"T"HH24:00'),
+           replace(replace(%(steps)s, %(time)s, (extract(epoch FROM hour) * 1000)::bigint::text), %(price)s, n::text),
+           '{}', '{}', '{}', 0, %(length)s, 'completed', 1000, n %% 100, hour
+    FROM (
+        SELECT n, %(first)s::timestamp + (n * %(windows)s::bigint / %(rows)s) * interval '1 hour' AS hour
+        FROM generate_series(0, %(rows)s - 1) n
+    ) numbered
+"""
+
+
+def fill_copies(connection: psycopg.Connection, first: str, windows: int, rows: int, steps: int) -> None:
+    """So many rows of so many steps made by the server: copies of one but for its time and a price. 1 step is 1 kB."""
+    connection.execute(
+        'INSERT INTO "User" (id, "updatedAt") SELECT \'agent-\' || n, now() FROM generate_series(0, %s - 1) n',
+        (AGENTS,),
+    )
+    time, price = 1_111_111_111_111, 987_654.25
+    one = {**_step(random.Random(0), 0, time), "environmentState": {"agentBalance": 1000.0, "agentPnL": 0.5}}
+    one["action"] = {**one["action"], "result": {"price": price, "fees": 0.1}}
+    text = msgspec.json.encode([{**one, "stepNumber": number} for number in range(steps)]).decode()
+    connection.execute(
+        _COPIES,
+        {"agents": AGENTS, "steps": text, "time": str(time), "price": str(price), "length": steps, "first": first,
+         "windows": windows, "rows": rows},
+    )  # fmt: skip
+    _analyze(connection)
