@@ -16,7 +16,8 @@ from pydantic.alias_generators import to_camel
 SCORES = """
     CREATE TABLE IF NOT EXISTS babylon_rl.first_system_scores (
         trajectory_id text PRIMARY KEY, window_id text NOT NULL, agent_id text NOT NULL,
-        score double precision NOT NULL, reasoning text NOT NULL, metrics jsonb NOT NULL, created_at timestamptz NOT NULL DEFAULT now()
+        score double precision NOT NULL, reasoning text NOT NULL, metrics jsonb NOT NULL,
+        created_at timestamptz NOT NULL DEFAULT now()
     )
 """
 FETCH = """

@@ -55,8 +55,8 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
         ms = [1000 * seconds for seconds in self.seconds]
         return (
             f"{'reached' if self.reached else 'MISSED'}: listing {self.found:,} ready of {self.windows:,} windows "
-            f"beside {self.rejected:,} rejected rows: median {statistics.median(ms):.0f} ms, {min(ms):.0f} - {max(ms):.0f} "
-            f"of {len(ms)}, at most {1000 * MOST_SECONDS:.0f}"
+            f"beside {self.rejected:,} rejected rows: median {statistics.median(ms):.0f} ms, {min(ms):.0f} - "
+            f"{max(ms):.0f} of {len(ms)}, at most {1000 * MOST_SECONDS:.0f}"
         )
 
 
