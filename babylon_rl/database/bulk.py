@@ -11,7 +11,7 @@ from psycopg import sql
 from sqlalchemy.dialects.postgresql.psycopg import dialect as psycopg_dialect
 
 from babylon_rl.database.values import encode_json
-from babylon_rl.database.wire import HEADER, TRAILER, fields, row_head, whole_rows
+from babylon_rl.database.wire import HEADER, TRAILER, pieces, row_head, whole_rows
 from babylon_rl.errors import DatabaseError
 
 __all__ = ["copy_frame", "copy_rows", "encode_json", "read_frame", "stream_rows"]
@@ -64,7 +64,9 @@ def _copy_slices(
     connection: psycopg.Connection, table: sa.Table, columns: list[sa.Column], slices: Iterable[Sequence[Sequence[Any]]]
 ) -> int:
     head = row_head(len(columns))
-    encoded = (whole_rows([fields(c, v) for c, v in zip(columns, part, strict=True)]) for part in slices)
+    encoded = (
+        whole_rows(piece for c, v in zip(columns, part, strict=True) for piece in pieces(c, v)) for part in slices
+    )
     return copy_encoded(connection, table, columns, (head + head.join(rows) for rows in encoded))
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from babylon_rl.database.bulk import copy_encoded
 from babylon_rl.database.values import UnfitValue
-from babylon_rl.database.wire import NULL, fields, row_head, whole_rows
+from babylon_rl.database.wire import NULL, Pieces, all_null, fields, pieces, row_head, whole_rows
 from babylon_rl.errors import DatabaseError
 from babylon_rl.windows import parse_window_id
 
@@ -28,7 +28,7 @@ HISTORY_COLUMNS = ("row_id", "digest", "created_at", "superseded_at")
 # Beyond this many, one lock on the table: the server's lock table is finite.
 MOST_WINDOW_LOCKS = 200
 # Rows that are encoded at a time.
-BATCH_ROWS = 2_000
+BATCH_ROWS = 4_000
 
 
 class Span(NamedTuple):
@@ -64,9 +64,13 @@ class UnfitWindow(DatabaseError):
 
 @dataclass(frozen=True)
 class EncodedPart:
-    """Some windows' rows as COPY takes them, each window with the digest of its rows."""
+    """Some windows' rows as COPY takes them, each window with the digest of its rows.
+
+    `columns`: those of the rows; `empty`: columns that came with them and are NULL in all.
+    """
 
     columns: tuple[sa.Column, ...]
+    empty: tuple[sa.Column, ...]
     windows: Mapping[str, tuple[str, list[bytes]]]
 
 
@@ -89,7 +93,9 @@ class EncodedWindows:
     def without(self, window_ids: Collection[str]) -> "EncodedWindows":
         """The same, and nothing of these windows."""
         left = {w for w in self.window_ids if w not in window_ids}
-        parts = (EncodedPart(p.columns, {w: of for w, of in p.windows.items() if w in left}) for p in self.parts)
+        parts = (
+            EncodedPart(p.columns, p.empty, {w: of for w, of in p.windows.items() if w in left}) for p in self.parts
+        )
         kept = tuple(window_id for window_id in self.window_ids if window_id in left)
         return EncodedWindows(self.table, kept, tuple(parts), self.unfit)
 
@@ -136,8 +142,7 @@ def _encoded(
         return wanted, iter(())
     frame, spans = _by_window(_in_table(table, frame), table, wanted)
     columns = tuple(table.c[name] for name in frame.columns)
-    parts = (part for batch in _batches(spans) for part in _parts(frame, columns, batch, unfit))
-    return wanted, parts
+    return wanted, _joined(part for batch in _batches(spans) for part in _parts(frame, columns, batch, unfit))
 
 
 def _parts(
@@ -146,7 +151,7 @@ def _parts(
     first = batch[0].start
     rows = frame.iloc[first : batch[-1].stop]
     try:
-        encoded = [fields(column, rows.iloc[:, i].tolist()) for i, column in enumerate(columns)]
+        encoded = [pieces(column, rows.iloc[:, i].tolist()) for i, column in enumerate(columns)]
     except UnfitValue as error:
         if len(batch) > 1:
             for one in batch:
@@ -156,11 +161,38 @@ def _parts(
         else:
             unfit[batch[0].window_id] = str(error)
         return
-    windows = {
-        span.window_id: _digest_and_rows(columns, [c[span.start - first : span.stop - first] for c in encoded])
-        for span in batch
-    }
-    yield EncodedPart(columns, windows)
+    for span in batch:
+        own = [[piece[span.start - first : span.stop - first] for piece in column] for column in encoded]
+        yield _part(columns, span.window_id, own)
+
+
+def _part(columns: Sequence[sa.Column], window_id: str, encoded: Sequence[Pieces]) -> EncodedPart:
+    """A window's rows, and their SHA-256 whatever their order and that of the columns.
+
+    A column that is NULL in all of them counts as an absent one, so that a new column leaves old digests as they are.
+    """
+    empty = [all_null(column) for column in encoded]
+    filled = [i for i, nothing in enumerate(empty) if not nothing]
+    rows = whole_rows(piece for i in filled for piece in encoded[i])
+    digest = hashlib.sha256(" ".join(columns[i].name for i in filled).encode())
+    digest.update(b"".join(sorted(rows)))
+    named = tuple(columns[i] for i in filled)
+    return EncodedPart(named, tuple(c for c in columns if c not in named), {window_id: (digest.hexdigest(), rows)})
+
+
+def _joined(parts: Iterator[EncodedPart]) -> Iterator[EncodedPart]:
+    """Parts of the same columns as one, up to some rows: each is a COPY of its own."""
+    for _, alike in itertools.groupby(parts, lambda part: (part.columns, part.empty)):
+        together: dict[str, tuple[str, list[bytes]]] = {}
+        rows = 0
+        for part in alike:
+            together |= part.windows
+            rows += sum(len(own) for _, own in part.windows.values())
+            if rows >= BATCH_ROWS:
+                yield EncodedPart(part.columns, part.empty, together)
+                together, rows = {}, 0
+        if together:
+            yield EncodedPart(part.columns, part.empty, together)
 
 
 def _in_table(table: sa.Table, frame: pd.DataFrame) -> pd.DataFrame:
@@ -210,19 +242,6 @@ def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
         yield batch
 
 
-def _digest_and_rows(columns: Sequence[sa.Column], encoded: list[list[bytes]]) -> tuple[str, list[bytes]]:
-    """A window's rows, and their SHA-256 whatever their order and that of the columns.
-
-    A column that is NULL in all of them counts as an absent one, so that a new column leaves old digests as they are.
-    """
-    rows = whole_rows(encoded)
-    filled = [i for i, column in enumerate(encoded) if column.count(NULL) < len(column)]
-    told = rows if len(filled) == len(encoded) else whole_rows([encoded[i] for i in filled])
-    digest = hashlib.sha256(" ".join(columns[i].name for i in filled).encode())
-    digest.update(b"".join(sorted(told)))
-    return digest.hexdigest(), rows
-
-
 # --- the write -------------------------------------------------------------------------------------
 
 
@@ -244,7 +263,9 @@ def _replace(
             if writes:
                 writes[-1].result()
             if changed:
-                writes.append(writer.submit(_write, connection, table, EncodedPart(part.columns, changed), moment))
+                writes.append(
+                    writer.submit(_write, connection, table, EncodedPart(part.columns, part.empty, changed), moment)
+                )
         done = [write.result() for write in writes]
     gone = sorted(emptied & current.keys())
     superseded = _supersede(connection, table, gone, moment) if gone else 0
@@ -258,13 +279,13 @@ def _replace(
 
 def _write(connection: psycopg.Connection, table: sa.Table, part: EncodedPart, moment: datetime) -> tuple[int, int]:
     """Supersede the windows' rows and add the others; how many of each."""
-    columns = [*part.columns, table.c.digest, table.c.created_at]
+    columns = [*part.columns, *part.empty, table.c.digest, table.c.created_at]
     head, (created,) = row_head(len(columns)), fields(table.c.created_at, [moment])
 
     def windows() -> Iterator[bytes]:
         for digest, rows in part.windows.values():
             (told,) = fields(table.c.digest, [digest])
-            end = told + created
+            end = NULL * len(part.empty) + told + created
             yield head + (end + head).join(rows) + end
 
     superseded = _supersede(connection, table, list(part.windows), moment)

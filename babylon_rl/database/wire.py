@@ -20,11 +20,13 @@ from babylon_rl.database.values import UnfitValue, converter, many_json_bytes
 HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)  # signature, no flags, no extension
 TRAILER = b"\xff\xff"
 NULL = b"\xff\xff\xff\xff"
-JSONB_VERSION = b"\x01"
+JSONB_VERSION = 1
 
 Field = Callable[[Any], bytes]
+Pieces = list[list[bytes]]
 
 _length = struct.Struct("!i").pack
+_jsonb_head = struct.Struct("!ib").pack
 _int2, _int4, _int8 = (struct.Struct(code).pack for code in ("!ih", "!ii", "!iq"))
 _float8 = struct.Struct("!id").pack
 TRUE, FALSE = b"\x00\x00\x00\x01\x01", b"\x00\x00\x00\x01\x00"
@@ -33,6 +35,11 @@ NOTHING = type(None)
 
 def fields(column: sa.Column, values: Sequence[Any]) -> list[bytes]:
     """A field for each value of `column`. UnfitValue names the column and the row of one that it cannot hold."""
+    return whole_rows(pieces(column, values))
+
+
+def pieces(column: sa.Column, values: Sequence[Any]) -> Pieces:
+    """The fields in one or more pieces, a list of each: whole rows join them, and no large value is copied before."""
     quick = _quick_way(column.type, set(map(type, values)))
     if quick is not None:
         try:
@@ -48,7 +55,12 @@ def fields(column: sa.Column, values: Sequence[Any]) -> list[bytes]:
             raise UnfitValue(str(error), row) from error
         except (ValueError, struct.error, psycopg.DataError) as error:
             raise UnfitValue(f"{column.table.name}.{column.name} ({column.type}): {error}", row) from error
-    return encoded
+    return [encoded]
+
+
+def all_null(column: Pieces) -> bool:
+    """Whether the column holds nothing."""
+    return column[0].count(NULL) == len(column[0])
 
 
 def row_head(columns: int) -> bytes:
@@ -56,18 +68,18 @@ def row_head(columns: int) -> bytes:
     return struct.pack("!h", columns)
 
 
-def whole_rows(columns: Sequence[Iterable[bytes]]) -> list[bytes]:
-    """The fields of each row in one piece, without the row's head."""
+def whole_rows(columns: Iterable[Iterable[bytes]]) -> list[bytes]:
+    """The pieces of each row in one, without the row's head."""
     return list(map(b"".join, zip(*columns, strict=True)))
 
 
 # --- the quick way ---------------------------------------------------------------------------------
 
 
-def _quick_way(kind: sa.types.TypeEngine, found: set[type]) -> Callable[[Sequence[Any]], list[bytes]] | None:
+def _quick_way(kind: sa.types.TypeEngine, found: set[type]) -> Callable[[Sequence[Any]], Pieces] | None:
     """What encodes a column of this type whose values are of the kinds found; ValueError where one is not clean."""
     if found <= {NOTHING}:
-        return lambda values: [NULL] * len(values)
+        return lambda values: [[NULL] * len(values)]
     ways = ((JSONB, {dict, list}, _documents), (sa.String, {str}, _texts), (sa.Float, {float}, _reals))
     for base, usual, way in ways:
         if isinstance(kind, base):
@@ -76,32 +88,37 @@ def _quick_way(kind: sa.types.TypeEngine, found: set[type]) -> Callable[[Sequenc
             return functools.partial(_beside_nothing, way) if found <= {NOTHING, *usual} else None
     if isinstance(kind, sa.Boolean | sa.Integer) and found <= {bool if isinstance(kind, sa.Boolean) else int, NOTHING}:
         field = _field(kind)
-        return lambda values: [NULL if value is None else field(value) for value in values]
+        return lambda values: [[NULL if value is None else field(value) for value in values]]
     return None
 
 
-def _beside_nothing(way: Callable[[Sequence[Any]], list[bytes]], values: Sequence[Any]) -> list[bytes]:
-    known = iter(way([value for value in values if value is not None]))
-    return [NULL if value is None else next(known) for value in values]
+def _beside_nothing(way: Callable[[Sequence[Any]], Pieces], values: Sequence[Any]) -> Pieces:
+    known = [iter(piece) for piece in way([value for value in values if value is not None])]
+    fillers = (NULL, *[b""] * (len(known) - 1))
+    return [
+        [filler if value is None else next(piece) for value in values]
+        for filler, piece in zip(fillers, known, strict=True)
+    ]
 
 
-def _texts(values: Sequence[str]) -> list[bytes]:
+def _texts(values: Sequence[str]) -> Pieces:
     distinct = set(values)
     if len(distinct) * 4 < len(values):
-        known = dict(zip(distinct, _texts(list(distinct)), strict=True))
-        return [known[value] for value in values]
+        known = dict(zip(distinct, whole_rows(_texts(list(distinct))), strict=True))
+        return [list(map(known.__getitem__, values))]
     if "\x00" in "".join(values):
         raise ValueError("NUL")
     encoded = list(map(str.encode, values))  # half a surrogate pair is a ValueError
-    return list(map(bytes.__add__, map(_length, map(len, encoded)), encoded))
+    return [list(map(_length, map(len, encoded))), encoded]
 
 
-def _documents(values: Sequence[Any]) -> list[bytes]:
-    return [_length(len(encoded) + 1) + JSONB_VERSION + encoded for encoded in many_json_bytes(values)]
+def _documents(values: Sequence[Any]) -> Pieces:
+    encoded = many_json_bytes(values)
+    return [[_jsonb_head(len(document) + 1, JSONB_VERSION) for document in encoded], encoded]
 
 
-def _reals(values: Sequence[float]) -> list[bytes]:
-    return [NULL if value != value else _float8(8, value) for value in values]
+def _reals(values: Sequence[float]) -> Pieces:
+    return [[NULL if value != value else _float8(8, value) for value in values]]
 
 
 # --- one value -------------------------------------------------------------------------------------
@@ -110,7 +127,7 @@ def _reals(values: Sequence[float]) -> list[bytes]:
 def _field(kind: sa.types.TypeEngine) -> Field:
     """Field of a value that went through the type's converter."""
     if isinstance(kind, JSONB):
-        return lambda value: _length(len(value) + 1) + JSONB_VERSION + value
+        return lambda value: _jsonb_head(len(value) + 1, JSONB_VERSION) + value
     if isinstance(kind, sa.String):
         return lambda value: _length(len(encoded := value.encode())) + encoded
     if isinstance(kind, sa.Boolean):
