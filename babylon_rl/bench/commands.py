@@ -3,7 +3,7 @@
 import json
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.box import SIMPLE
@@ -21,8 +21,10 @@ from babylon_rl.console import (
 )
 
 app = typer.Typer(
-    help="Measurements: a recipe over seeds, Dagster's overhead, the sensor's tick.", no_args_is_help=True
+    help="Measurements: a recipe over seeds, Dagster's overhead, the sensor's tick, reading and writing, faults.",
+    no_args_is_help=True,
 )
+PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]
 
 
 @app.command("learning")
@@ -119,6 +121,79 @@ def bench_sensor(
     figures = measure_sensor(windows, rows, not without_ids, lambda line: errors.print(line))
     print(json.dumps(figures_as_json(figures)) if as_json else table(figures))
     raise typer.Exit(0 if figures.reached else 1)
+
+
+@app.command("reading")
+def bench_reading(
+    rows: Annotated[int, typer.Option(min=10, help="Recorded rows of 20 steps and about 25 kB.")] = 3_000,
+    windows: Annotated[int, typer.Option(min=2, help="Windows that they are in.")] = 12,
+    pairs: PairsOption = 7,
+    as_json: JsonOption = False,
+) -> None:
+    """From recorded rows to written scores, against the first system's way and a server's COPY of the same rows."""
+    from babylon_rl.bench.reading import measure_reading
+
+    _show(measure_reading(rows, windows, pairs, errors.print), as_json)
+
+
+@app.command("writing")
+def bench_writing(
+    rows: Annotated[int, typer.Option(min=10, help="Rows of scored_trajectories, about a kilobyte each.")] = 24_000,
+    windows: Annotated[int, typer.Option(min=1, help="Windows that they are in.")] = 24,
+    pairs: PairsOption = 7,
+    as_json: JsonOption = False,
+) -> None:
+    """The write of an asset's rows, against psql's copy of the same rows."""
+    from babylon_rl.bench.writing import measure_writing
+
+    _show(measure_writing(rows, windows, pairs, errors.print), as_json)
+
+
+@app.command("memory")
+def bench_memory(
+    share: Annotated[float, typer.Option(min=0.0001, max=1, help="Share of the rows and windows.")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Peak memory over a million small rows, fifty thousand large ones and one window of ten thousand.
+
+    Takes many minutes and some gigabytes of disk, which are freed. Exit code 1: over a limit.
+    """
+    from babylon_rl.bench.memory import cases, measure_memory, table
+
+    found = measure_memory(cases(share), errors.print)
+    print(json.dumps([each.as_json() for each in found]) if as_json else table(found))
+    raise typer.Exit(0 if all(each.reached for each in found) else 1)
+
+
+@app.command("listing")
+def bench_listing(
+    windows: Annotated[int, typer.Option(min=10, help="Materialized windows.")] = 2_000,
+    rejected: Annotated[int, typer.Option(min=10, help="Rejected rows in them.")] = 40_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Listings.")] = 21,
+    as_json: JsonOption = False,
+) -> None:
+    """What it takes to list the ready windows. Exit code 1: over the limit."""
+    from babylon_rl.bench.listing import measure_listing
+
+    _show(measure_listing(windows, rejected, rounds, errors.print), as_json)
+
+
+@app.command("faults")
+def bench_faults(
+    points: Annotated[int, typer.Option(min=1, help="Writes that are killed.")] = 1_000,
+    seed: Annotated[int, typer.Option(help="Of the points at which they are.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Kill the write of a partition at random points. Exit code 1: one left anything but the old or the new rows."""
+    from babylon_rl.bench.faults import measure_faults
+
+    _show(measure_faults(points, seed, errors.print), as_json)
+
+
+def _show(found: Any, as_json: bool) -> NoReturn:
+    """Print the figures; exit code 1 where a limit is missed."""
+    print(json.dumps(found.as_json()) if as_json else found.table())
+    raise typer.Exit(0 if found.reached else 1)
 
 
 def _end_like_ctrl_c() -> None:

@@ -15,11 +15,11 @@ import msgspec
 
 from babylon_rl.bench.scratch import scratch_server
 from babylon_rl.database.bulk import read_frame
-from babylon_rl.database.connect import Database
+from babylon_rl.database.connect import Database, Recordings
 from babylon_rl.database.embedded import EmbeddedServer
-from babylon_rl.database.history import current_rows, replace_windows
+from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import art_groups, market_outcomes, scored_trajectories, windows
-from babylon_rl.database.window_rows import WindowRows, book_windows
+from babylon_rl.database.window_rows import WindowRows, write_rows
 from babylon_rl.defs.checks.data import DATA_CHECKS
 from babylon_rl.defs.jobs import DATA_ASSETS
 from babylon_rl.groups.windows import group_windows
@@ -138,12 +138,11 @@ class _Bench:
     def _write(self, table: Any, ids: Sequence[str], rows: WindowRows) -> None:
         """Write the rows of an asset, and look for what its checks look for."""
         with self.database.connect() as connection:
-            replace_windows(connection, table, ids, rows.frame)
-            book_windows(connection, table.name, rows.computed, rows.failed)
+            write_rows(connection, table, rows)
         if self.checks:
             with self.database.connect() as connection:
                 for check in DATA_CHECKS[table.name]:
-                    check.find(connection, ids)
+                    check.find(Recordings.of(connection), ids)
 
 
 def _current(database: Database, table: Any, ids: Sequence[str]) -> Any:

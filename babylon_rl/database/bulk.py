@@ -8,15 +8,15 @@ import pandas as pd
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql.psycopg import dialect as psycopg_dialect
 
-from babylon_rl.database.values import converter, encode_json
+from babylon_rl.database.values import encode_json
+from babylon_rl.database.wire import HEADER, TRAILER, pieces, row_head, whole_rows
 from babylon_rl.errors import DatabaseError
 
 __all__ = ["copy_frame", "copy_rows", "encode_json", "read_frame", "stream_rows"]
 
-SLICE = 10_000
+SLICE = 2_000
 DIALECT = psycopg_dialect()
 _cursor_numbers = itertools.count()
 
@@ -30,36 +30,44 @@ def copy_rows(
     DatabaseError names the column that a value does not fit. The transaction is the caller's.
     """
     chosen = _columns(table, columns)
-    converters = [converter(column) for column in chosen]
-    return _copy(
-        connection,
-        table,
-        chosen,
-        ([convert(value) for convert, value in zip(converters, row, strict=True)] for row in rows),
-    )
+    remaining = iter(rows)
+    parts = iter(lambda: list(itertools.islice(remaining, SLICE)), [])
+    return _copy_slices(connection, table, chosen, (list(zip(*part, strict=True)) for part in parts))
 
 
 def copy_frame(connection: psycopg.Connection, table: sa.Table, frame: pd.DataFrame) -> int:
     """COPY a DataFrame whose columns are columns of `table`; the number of rows written. As `copy_rows` otherwise."""
     chosen = _columns(table, [str(name) for name in frame.columns])
-    return _copy(connection, table, chosen, converted_rows(chosen, frame))
+    slices = (
+        [part.iloc[:, i].tolist() for i in range(len(chosen))]
+        for part in (frame.iloc[start : start + SLICE] for start in range(0, len(frame), SLICE))
+    )
+    return _copy_slices(connection, table, chosen, slices)
 
 
-def converted_rows(columns: Sequence[sa.Column], frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
-    """Rows of `frame` with the values that COPY writes; its columns stand in the order of `columns`."""
-    converters = [converter(column) for column in columns]
-    for start in range(0, len(frame), SLICE):
-        part = frame.iloc[start : start + SLICE]
-        # By column, as tolist is many times faster than itertuples.
-        values = [list(map(convert, part.iloc[:, i].tolist())) for i, convert in enumerate(converters)]
-        yield from zip(*values, strict=True)
-
-
-def copy_converted(
-    connection: psycopg.Connection, table: sa.Table, columns: Sequence[sa.Column], rows: Iterable[Sequence[Any]]
+def copy_encoded(
+    connection: psycopg.Connection, table: sa.Table, columns: Sequence[sa.Column], parts: Iterable[bytes]
 ) -> int:
-    """COPY rows whose values went through `converter` already; the number written."""
-    return _copy(connection, table, columns, rows)
+    """COPY rows that stand in the wire's format, their heads included; the number that PostgreSQL counted."""
+    target = sql.Identifier(*([table.schema] if table.schema else []), table.name)
+    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
+    with connection.cursor() as cursor:
+        with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, names)) as copy:
+            copy.write(HEADER)
+            for part in parts:
+                copy.write(part)
+            copy.write(TRAILER)
+        return cursor.rowcount
+
+
+def _copy_slices(
+    connection: psycopg.Connection, table: sa.Table, columns: list[sa.Column], slices: Iterable[Sequence[Sequence[Any]]]
+) -> int:
+    head = row_head(len(columns))
+    encoded = (
+        whole_rows(piece for c, v in zip(columns, part, strict=True) for piece in pieces(c, v)) for part in slices
+    )
+    return copy_encoded(connection, table, columns, (head + head.join(rows) for rows in encoded))
 
 
 def read_frame(connection: psycopg.Connection, statement: sa.Executable) -> pd.DataFrame:
@@ -105,49 +113,6 @@ def _columns(table: sa.Table, names: Sequence[str]) -> list[sa.Column]:
             f"{table.name} has no column {', '.join(unknown)}; it has {', '.join(table.columns.keys())}."
         )
     return [table.columns[name] for name in names]
-
-
-def _copy(
-    connection: psycopg.Connection, table: sa.Table, columns: Sequence[sa.Column], rows: Iterable[Sequence[Any]]
-) -> int:
-    target = sql.Identifier(*([table.schema] if table.schema else []), table.name)
-    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
-    json_at = [i for i, column in enumerate(columns) if isinstance(column.type, JSONB)]
-    written = 0
-    with (
-        connection.cursor() as cursor,
-        cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, names)) as copy,
-    ):
-        copy.set_types([_wire_type(column) for column in columns])
-        for row in rows:
-            if json_at:
-                row = list(row)
-                for i in json_at:
-                    # psycopg would encode a JSON text once more, into a JSON string; this is jsonb's wire format.
-                    row[i] = None if row[i] is None else b"\x01" + row[i].encode()
-            copy.write_row(row)
-            written += 1
-    return written
-
-
-def _wire_type(column: sa.Column) -> str:
-    kind = column.type
-    if isinstance(kind, JSONB):
-        return "bytea"
-    suffix = "[]" if isinstance(kind, ARRAY) else ""
-    element = kind.item_type if isinstance(kind, ARRAY) else kind
-    names: tuple[tuple[type, str], ...] = (
-        (sa.String, "text"),
-        (sa.Boolean, "bool"),
-        (sa.BigInteger, "int8"),
-        (sa.SmallInteger, "int2"),
-        (sa.Integer, "int4"),
-        (sa.Float, "float8"),
-        (sa.Numeric, "numeric"),
-    )
-    if isinstance(element, sa.DateTime):
-        return ("timestamptz" if element.timezone else "timestamp") + suffix
-    return next(name for base, name in names if isinstance(element, base)) + suffix
 
 
 INTEGERS = {psycopg.adapters.types[name].oid for name in ("int2", "int4", "int8")}

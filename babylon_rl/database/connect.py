@@ -324,6 +324,12 @@ def _unreachable(url: str, error: psycopg.Error, of_application: bool) -> Databa
     for secret in (parsed.password, *(value for name, value in parsed.query.items() if "password" in name.lower())):
         if isinstance(secret, str) and secret:
             said = said.replace(secret, "***")
+    # The server says so before there is a session, so there is no code to tell it by.
+    if "too many connections" in said or "connection slots" in said:
+        return DatabaseError(
+            f"The database {redacted(url)} takes no further connection: {said}. Nothing was changed. End other "
+            "programs that use it, or raise max_connections or the role's CONNECTION LIMIT, and run it again."
+        )
     if isinstance(error, psycopg.ProgrammingError):
         return DatabaseError(f"The database {redacted(url)} cannot be named so: {said}. Take that out of the URL.")
     if of_application:

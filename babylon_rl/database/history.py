@@ -5,27 +5,38 @@ superseded and adds the new ones at the same moment of the same transaction. Not
 """
 
 import hashlib
-import math
-from collections import defaultdict
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 
-import msgspec
 import pandas as pd
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from babylon_rl.database.bulk import converted_rows, copy_converted
+from babylon_rl.database.bulk import copy_encoded
+from babylon_rl.database.values import UnfitValue
+from babylon_rl.database.wire import NULL, Pieces, all_null, fields, pieces, row_head, whole_rows
 from babylon_rl.errors import DatabaseError
 from babylon_rl.windows import parse_window_id
 
 HISTORY_COLUMNS = ("row_id", "digest", "created_at", "superseded_at")
 # Beyond this many, one lock on the table: the server's lock table is finite.
 MOST_WINDOW_LOCKS = 200
+# Rows that are encoded at a time.
+BATCH_ROWS = 4_000
+
+
+class Span(NamedTuple):
+    """Where a window's rows stand."""
+
+    window_id: str
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -47,56 +58,145 @@ def current_rows(table: sa.Table, window_ids: Sequence[str] | None = None) -> sa
     return statement.order_by(table.c.window_id, table.c.row_id)
 
 
+class UnfitWindow(DatabaseError):
+    """A window holds a value that its table cannot."""
+
+
+@dataclass(frozen=True)
+class EncodedPart:
+    """Some windows' rows as COPY takes them, each window with the digest of its rows.
+
+    `columns`: those of the rows; `empty`: columns that came with them and are NULL in all.
+    """
+
+    columns: tuple[sa.Column, ...]
+    empty: tuple[sa.Column, ...]
+    windows: Mapping[str, tuple[str, list[bytes]]]
+
+
+@dataclass(frozen=True)
+class EncodedWindows:
+    """The rows of a run's windows, encoded; `unfit`: windows with a value that the table cannot hold, and why."""
+
+    table: sa.Table
+    window_ids: tuple[str, ...]
+    parts: tuple[EncodedPart, ...]
+    unfit: Mapping[str, str]
+
+    @property
+    def version(self) -> str:
+        """SHA-256 over the windows' digests; the same for the same rows."""
+        digests = {w: digest for part in self.parts for w, (digest, _) in part.windows.items()}
+        told = "\n".join(f"{window_id} {digests.get(window_id, '')}" for window_id in self.window_ids)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def without(self, window_ids: Collection[str]) -> "EncodedWindows":
+        """The same, and nothing of these windows."""
+        left = {w for w in self.window_ids if w not in window_ids}
+        parts = (
+            EncodedPart(p.columns, p.empty, {w: of for w, of in p.windows.items() if w in left}) for p in self.parts
+        )
+        kept = tuple(window_id for window_id in self.window_ids if window_id in left)
+        return EncodedWindows(self.table, kept, tuple(parts), self.unfit)
+
+
+def encode_windows(table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame) -> EncodedWindows:
+    """`frame` as the rows of `window_ids`, for `replace_encoded`; errors as `replace_windows`, but for `unfit`."""
+    unfit: dict[str, str] = {}
+    wanted, parts = _encoded(table, window_ids, frame, unfit)
+    made = tuple(parts)
+    return EncodedWindows(table, tuple(window_id for window_id in wanted if window_id not in unfit), made, unfit)
+
+
 def replace_windows(
     connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame
 ) -> Replaced:
     """Make `frame` the current rows of `window_ids`, within the caller's transaction.
 
     frame: columns of `table` without the history's, `window_id` among them; a window of `window_ids` without rows
-    loses its current ones. DatabaseError where a row belongs to no window of `window_ids`, WindowIdError for a bad
-    id. Writers of one window wait for each other.
+    loses its current ones. DatabaseError where a row belongs to no window of `window_ids`, UnfitWindow for a value
+    that does not fit its column, WindowIdError for a bad id. Writers of one window wait for each other.
+    """
+    return _replace(connection, table, *_encoded(table, window_ids, frame, None))
+
+
+def replace_encoded(connection: psycopg.Connection, encoded: EncodedWindows) -> Replaced:
+    """`replace_windows` for rows that are encoded already; windows that are unfit keep what they have."""
+    return _replace(connection, encoded.table, encoded.window_ids, iter(encoded.parts))
+
+
+# --- the rows --------------------------------------------------------------------------------------
+
+
+def _encoded(
+    table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame, unfit: dict[str, str] | None
+) -> tuple[list[str], Iterator[EncodedPart]]:
+    """The windows in order, and their rows as they are encoded, part by part.
+
+    `unfit` takes the windows whose values do not fit; where it is None they are an error.
     """
     wanted = sorted(set(window_ids))
     for window_id in wanted:
         parse_window_id(window_id)
-    columns, rows = _rows_by_window(table, wanted, frame)
-    digests = {window_id: _digest(columns, rows[window_id]) for window_id in rows}
-    moment = _lock(connection, table, wanted)
-    current = _current_digests(connection, table, wanted)
-    unchanged = tuple(w for w in wanted if current.get(w) == ((digests[w], len(rows[w])) if w in rows else None))
-    changed = [w for w in wanted if w not in set(unchanged)]
-    if not changed:
-        return Replaced(0, 0, unchanged)
-    superseded = connection.execute(
-        sql.SQL("UPDATE {} SET superseded_at = %s WHERE window_id = ANY(%s) AND superseded_at IS NULL").format(
-            _identifier(table)
-        ),
-        (moment, changed),
-    ).rowcount
-    history = [table.c.digest, table.c.created_at]
-    written = copy_converted(
-        connection,
-        table,
-        [*columns, *history],
-        ((*row, digests[w], moment) for w in changed for row in rows.get(w, ())),
-    )
-    return Replaced(written, superseded, unchanged)
-
-
-def content_version(table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame) -> str:
-    """SHA-256 over the digests under which `replace_windows` would store the windows; the same for the same rows."""
-    wanted = sorted(set(window_ids))
-    columns, rows = _rows_by_window(table, wanted, frame)
-    told = "\n".join(f"{w} {_digest(columns, rows[w]) if w in rows else ''}" for w in wanted)
-    return hashlib.sha256(told.encode()).hexdigest()
-
-
-def _rows_by_window(
-    table: sa.Table, wanted: Sequence[str], frame: pd.DataFrame
-) -> tuple[list[sa.Column], dict[str, list[tuple[Any, ...]]]]:
-    """The table's columns that the frame has, and its rows as COPY writes them, by window."""
     if frame.empty:
-        return [], {}
+        return wanted, iter(())
+    frame, spans = _by_window(_in_table(table, frame), table, wanted)
+    columns = tuple(table.c[name] for name in frame.columns)
+    return wanted, _joined(part for batch in _batches(spans) for part in _parts(frame, columns, batch, unfit))
+
+
+def _parts(
+    frame: pd.DataFrame, columns: tuple[sa.Column, ...], batch: Sequence[Span], unfit: dict[str, str] | None
+) -> Iterator[EncodedPart]:
+    first = batch[0].start
+    rows = frame.iloc[first : batch[-1].stop]
+    try:
+        encoded = [pieces(column, rows.iloc[:, i].tolist()) for i, column in enumerate(columns)]
+    except UnfitValue as error:
+        if len(batch) > 1:
+            for one in batch:
+                yield from _parts(frame, columns, [one], unfit)
+        elif unfit is None:
+            raise UnfitWindow(f"{batch[0].window_id}: {error}") from error
+        else:
+            unfit[batch[0].window_id] = str(error)
+        return
+    for span in batch:
+        own = [[piece[span.start - first : span.stop - first] for piece in column] for column in encoded]
+        yield _part(columns, span.window_id, own)
+
+
+def _part(columns: Sequence[sa.Column], window_id: str, encoded: Sequence[Pieces]) -> EncodedPart:
+    """A window's rows, and their SHA-256 whatever their order and that of the columns.
+
+    A column that is NULL in all of them counts as an absent one, so that a new column leaves old digests as they are.
+    """
+    empty = [all_null(column) for column in encoded]
+    filled = [i for i, nothing in enumerate(empty) if not nothing]
+    rows = whole_rows(piece for i in filled for piece in encoded[i])
+    digest = hashlib.sha256(" ".join(columns[i].name for i in filled).encode())
+    digest.update(b"".join(sorted(rows)))
+    named = tuple(columns[i] for i in filled)
+    return EncodedPart(named, tuple(c for c in columns if c not in named), {window_id: (digest.hexdigest(), rows)})
+
+
+def _joined(parts: Iterator[EncodedPart]) -> Iterator[EncodedPart]:
+    """Parts of the same columns as one, up to some rows: each is a COPY of its own."""
+    for _, alike in itertools.groupby(parts, lambda part: (part.columns, part.empty)):
+        together: dict[str, tuple[str, list[bytes]]] = {}
+        rows = 0
+        for part in alike:
+            together |= part.windows
+            rows += sum(len(own) for _, own in part.windows.values())
+            if rows >= BATCH_ROWS:
+                yield EncodedPart(part.columns, part.empty, together)
+                together, rows = {}, 0
+        if together:
+            yield EncodedPart(part.columns, part.empty, together)
+
+
+def _in_table(table: sa.Table, frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its columns in the order of their names. DatabaseError where they are not the table's."""
     names = [str(name) for name in frame.columns]
     wrong = [name for name in names if name not in table.c or name in HISTORY_COLUMNS]
     if wrong or "window_id" not in names:
@@ -104,34 +204,101 @@ def _rows_by_window(
             f"Rows for {table.name} need window_id and columns of the table, without those that keep its history. "
             f"Not among them: {', '.join(wrong) or 'window_id'}."
         )
-    columns = [table.c[name] for name in names]
-    at = names.index("window_id")
-    rows: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
-    for row in converted_rows(columns, frame):
-        rows[row[at]].append(row)
-    foreign = sorted(str(window_id) for window_id in rows.keys() - set(wanted))
+    return frame[sorted(names)]
+
+
+def _by_window(frame: pd.DataFrame, table: sa.Table, wanted: Sequence[str]) -> tuple[pd.DataFrame, list[Span]]:
+    """The rows with those of a window beside each other, and where each window's are.
+
+    DatabaseError where a row belongs to none of the wanted windows.
+    """
+    owners = frame["window_id"].tolist()
+    foreign = sorted(str(window_id) for window_id in set(owners) - set(wanted))
     if foreign:
         raise DatabaseError(
             f"{table.name}: rows of {', '.join(foreign[:5])} came with a write of other windows "
             f"({', '.join(wanted[:5])}). A run writes its own windows only."
         )
-    return columns, dict(rows)
+    if any(a > b for a, b in itertools.pairwise(owners)):
+        frame = frame.iloc[sorted(range(len(owners)), key=owners.__getitem__)]
+        owners.sort()
+    spans, start = [], 0
+    for window_id, own in itertools.groupby(owners):
+        stop = start + sum(1 for _ in own)
+        spans.append(Span(window_id, start, stop))
+        start = stop
+    return frame, spans
 
 
-def _digest(columns: Sequence[sa.Column], rows: Sequence[Sequence[Any]]) -> str:
-    """SHA-256 of the rows, whatever their order and that of the columns; NULL and an absent column are alike."""
-    # JSON is canonical already: `encode_json` sorts keys.
-    order = sorted(range(len(columns)), key=lambda i: columns[i].name)
-    named = [(i, str(columns[i].name)) for i in order]
-    documents = [
-        msgspec.json.encode([(name, _exact(row[i])) for i, name in named if row[i] is not None]) for row in rows
-    ]
-    return hashlib.sha256(b"\n".join(sorted(documents))).hexdigest()
+def _batches(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """The windows in batches of some rows: each of many small parts would take pandas long."""
+    batch: list[Span] = []
+    for span in spans:
+        batch.append(span)
+        if span.stop - batch[0].start >= BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def _exact(value: Any) -> Any:
-    """msgspec writes infinity as null, which would make two infinities alike."""
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
+# --- the write -------------------------------------------------------------------------------------
+
+
+def _replace(
+    connection: psycopg.Connection, table: sa.Table, wanted: Sequence[str], parts: Iterator[EncodedPart]
+) -> Replaced:
+    moment = _lock(connection, table, wanted)
+    current = _current_digests(connection, table, wanted)
+    unchanged: set[str] = set()
+    emptied = set(wanted)
+    # The server stores a part while the next one is encoded; one thread at a time has the connection.
+    with ThreadPoolExecutor(1) as writer:
+        writes = []
+        for part in parts:
+            emptied -= part.windows.keys()
+            same = {w for w, (digest, rows) in part.windows.items() if current.get(w) == (digest, len(rows))}
+            unchanged |= same
+            changed = {window_id: found for window_id, found in part.windows.items() if window_id not in same}
+            if writes:
+                writes[-1].result()
+            if changed:
+                writes.append(
+                    writer.submit(_write, connection, table, EncodedPart(part.columns, part.empty, changed), moment)
+                )
+        done = [write.result() for write in writes]
+    gone = sorted(emptied & current.keys())
+    superseded = _supersede(connection, table, gone, moment) if gone else 0
+    unchanged |= emptied - current.keys()
+    return Replaced(
+        sum(written for _, written in done),
+        superseded + sum(ended for ended, _ in done),
+        tuple(window_id for window_id in wanted if window_id in unchanged),
+    )
+
+
+def _write(connection: psycopg.Connection, table: sa.Table, part: EncodedPart, moment: datetime) -> tuple[int, int]:
+    """Supersede the windows' rows and add the others; how many of each."""
+    columns = [*part.columns, *part.empty, table.c.digest, table.c.created_at]
+    head, (created,) = row_head(len(columns)), fields(table.c.created_at, [moment])
+
+    def windows() -> Iterator[bytes]:
+        for digest, rows in part.windows.values():
+            (told,) = fields(table.c.digest, [digest])
+            end = NULL * len(part.empty) + told + created
+            yield head + (end + head).join(rows) + end
+
+    superseded = _supersede(connection, table, list(part.windows), moment)
+    return superseded, copy_encoded(connection, table, columns, windows())
+
+
+def _supersede(connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str], moment: datetime) -> int:
+    return connection.execute(
+        sql.SQL("UPDATE {} SET superseded_at = %s WHERE window_id = ANY(%s) AND superseded_at IS NULL").format(
+            _identifier(table)
+        ),
+        (moment, window_ids),
+    ).rowcount
 
 
 def _lock(connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str]) -> datetime:

@@ -6,12 +6,12 @@ write, are taken out of text; a value that does not fit its column is an error t
 
 import json
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
@@ -21,8 +21,13 @@ from babylon_rl.errors import DatabaseError
 
 Convert = Callable[[Any], Any]
 
-# NUL as JSON escapes it, which jsonb refuses.
-REFUSED_ESCAPE = re.compile(r"\\u0000")
+
+class UnfitValue(DatabaseError):
+    """A value that its column cannot hold; `row` is its place among the values that were given."""
+
+    def __init__(self, message: str, row: int = 0) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 def clean_text(text: str) -> str:
@@ -41,16 +46,39 @@ def encode_json(value: Any) -> str:
 
     ValueError for NaN and infinity, which JSON lacks.
     """
+    return json_bytes(value).decode()
+
+
+def json_bytes(value: Any) -> bytes:
+    """`encode_json` in UTF-8."""
     if isinstance(value, str):
-        value = json.loads(value)
-    text = _encoded(value)
-    if REFUSED_ESCAPE.search(text):
-        text = _encoded(_clean(value))
-    return clean_text(text)
+        value = _parsed(value)
+    try:
+        encoded = _encode(value)
+    except (TypeError, UnicodeEncodeError):
+        return _encode(_clean(value))
+    # What is doubtful shows in the text: NUL as an escape, and null, which the encoder also makes of NaN.
+    if b"null" in encoded or b"\\u0000" in encoded:
+        return _encode(_clean(value))
+    return encoded
 
 
-def _encoded(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"), default=_plain)
+def many_json_bytes(values: Sequence[Any]) -> list[bytes]:
+    """`json_bytes` of each of the values, none of which is a text."""
+    try:
+        encoded = list(map(_encode, values))
+    except (TypeError, UnicodeEncodeError):
+        return list(map(json_bytes, values))
+    together = b"".join(encoded)
+    return list(map(json_bytes, values)) if b"null" in together or b"\\u0000" in together else encoded
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        # Python's parser also takes half a surrogate pair.
+        return json.loads(text)
 
 
 def _plain(value: Any) -> Any:
@@ -58,18 +86,32 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, float | int | str):  # of a subclass
+        return next(kind(value) for kind in (float, int, str) if isinstance(value, kind))
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+_encode = msgspec.json.Encoder(order="deterministic", enc_hook=_plain).encode
+
+
 def _clean(value: Any) -> Any:
-    """The value with clean texts, keys included."""
+    """The value with clean texts, keys included. ValueError for a number that JSON lacks."""
     if isinstance(value, str):
         return clean_text(value)
-    if isinstance(value, dict):
-        return {clean_text(k) if isinstance(k, str) else k: _clean(v) for k, v in value.items()}
+    if isinstance(value, Mapping):
+        return {_key(k): _clean(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(v) for v in value]
-    return _clean(value.tolist()) if isinstance(value, np.ndarray) else value
+    if isinstance(value, np.generic | np.ndarray):
+        return _clean(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a number that JSON has")
+    return value
+
+
+def _key(key: Any) -> str:
+    """A key as Python's own JSON writes it."""
+    return clean_text(key) if isinstance(key, str) else next(iter(json.loads(json.dumps({key: 0}))))
 
 
 def is_missing(value: Any) -> bool:
@@ -78,7 +120,7 @@ def is_missing(value: Any) -> bool:
 
 
 def converter(column: sa.Column) -> Convert:
-    """Function that turns a value for `column` into what psycopg's COPY takes, or raises DatabaseError."""
+    """Function that turns a value for `column` into what PostgreSQL can hold, or raises UnfitValue."""
     convert = _of_type(column.type)
 
     def checked(value: Any) -> Any:
@@ -89,7 +131,7 @@ def converter(column: sa.Column) -> Convert:
         except (TypeError, ValueError, ArithmeticError) as error:
             shown = repr(value)
             shown = shown if len(shown) <= 80 else shown[:77] + "..."
-            raise DatabaseError(
+            raise UnfitValue(
                 f"{column.table.name}.{column.name} ({column.type}) cannot hold {shown}: {error}"
             ) from error
 
@@ -99,7 +141,7 @@ def converter(column: sa.Column) -> Convert:
 def _of_type(kind: sa.types.TypeEngine) -> Convert:
     # In order: JSONB before its bases, Integer before Numeric.
     table: tuple[tuple[type, Convert], ...] = (
-        (JSONB, encode_json),
+        (JSONB, json_bytes),
         (sa.Text, _text),
         (sa.String, _text),
         (sa.Boolean, _boolean),

@@ -3,6 +3,7 @@
 The open failures of an asset are rows of `window_failures`; a later asset waits for the windows that stand there.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -13,7 +14,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from babylon_rl.database.bulk import read_frame
-from babylon_rl.database.tables import window_failures
+from babylon_rl.database.history import (
+    EncodedWindows,
+    Replaced,
+    UnfitWindow,
+    encode_windows,
+    replace_encoded,
+    replace_windows,
+)
+from babylon_rl.database.tables import SCHEMA, metadata, window_failures
 from babylon_rl.errors import DatabaseError, SettingsError
 from babylon_rl.windows import parse_window_id
 
@@ -41,11 +50,18 @@ class WindowError:
 
 @dataclass(frozen=True)
 class WindowRows:
-    """Rows of the windows that were computed, and why the others of `window_ids` were not."""
+    """Rows of the windows that were computed, and why the others of `window_ids` were not.
+
+    `beside`: rows of the same windows for other tables, by the table's name; they are written in the same transaction.
+    `also`: what else is written in that transaction. `encoded`: what `encode_rows` made of all rows.
+    """
 
     frame: pd.DataFrame
     window_ids: tuple[str, ...]
     failed: Mapping[str, WindowError] = field(default_factory=dict)
+    beside: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    also: Sequence[Callable[[psycopg.Connection], object]] = ()
+    encoded: tuple[EncodedWindows, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def computed(self) -> list[str]:
@@ -79,6 +95,41 @@ def one_frame(frames: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.Data
     """The frames as one; the columns without rows where all are empty."""
     filled = [frame for frame in frames if len(frame)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(columns))
+
+
+def encode_rows(table: sa.Table, rows: WindowRows) -> WindowRows:
+    """The rows with what is written of them; a window with a value that does not fit its column fails by itself."""
+    encoded = [encode_windows(one, rows.computed, frame) for one, frame in _frames(table, rows)]
+    unfit = {w: WindowError(UnfitWindow.__name__, why) for one in encoded for w, why in one.unfit.items()}
+    if not unfit:
+        return dataclasses.replace(rows, encoded=tuple(encoded))
+    return dataclasses.replace(
+        rows,
+        frame=rows.frame[~rows.frame["window_id"].isin(unfit)].reset_index(drop=True),
+        failed={**rows.failed, **unfit},
+        encoded=tuple(one.without(unfit) for one in encoded),
+    )
+
+
+def write_rows(connection: psycopg.Connection, table: sa.Table, rows: WindowRows) -> Replaced:
+    """Make the rows the current ones of `table` and of the tables beside it, and keep which windows failed.
+
+    All within the caller's transaction: whoever reads sees all of it or nothing. What was done to `table` is returned.
+    """
+    if rows.encoded is not None:
+        done = {one.table.name: replace_encoded(connection, one) for one in rows.encoded}
+    else:
+        done = {one.name: replace_windows(connection, one, rows.computed, f) for one, f in _frames(table, rows)}
+    for write in rows.also:
+        write(connection)
+    book_windows(connection, table.name, rows.computed, rows.failed)
+    return done[table.name]
+
+
+def _frames(table: sa.Table, rows: WindowRows) -> list[tuple[sa.Table, pd.DataFrame]]:
+    """The tables and their rows, in one order for all writers, so that none waits in a circle."""
+    frames = {table.name: rows.frame, **rows.beside}
+    return [(metadata.tables[f"{SCHEMA}.{name}"], frames[name]) for name in sorted(frames)]
 
 
 def book_windows(

@@ -7,9 +7,9 @@ import pandas as pd
 import sqlalchemy as sa
 
 from babylon_rl.database.bulk import read_frame
-from babylon_rl.database.history import current_rows, replace_windows
+from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import SCHEMA, metadata
-from babylon_rl.database.window_rows import WindowRows, book_windows
+from babylon_rl.database.window_rows import WindowRows, write_rows
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.errors import DatabaseError
 
@@ -37,8 +37,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         if set(obj.window_ids) != set(_windows(context)):
             raise DatabaseError(f"{_name(context)} returned other windows than those of the run.")
         with self.database.open().connect() as connection:
-            replaced = replace_windows(connection, table, obj.computed, obj.frame)
-            book_windows(connection, table.name, obj.computed, obj.failed)
+            replaced = write_rows(connection, table, obj)
         context.add_output_metadata(
             {
                 "dagster/row_count": len(obj.frame),

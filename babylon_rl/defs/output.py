@@ -5,9 +5,9 @@ import sqlalchemy as sa
 
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.connect import Database
-from babylon_rl.database.history import content_version, current_rows
+from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import SCHEMA, metadata
-from babylon_rl.database.window_rows import WindowRows, book_windows
+from babylon_rl.database.window_rows import WindowRows, book_windows, encode_rows
 from babylon_rl.defs.metadata.windows import Describe, describe_windows
 
 MOST_SHOWN = 5
@@ -27,13 +27,15 @@ def written(
     on itself. Its staleness is a hint. `babylon_rl.staleness` tells by rows, and check `rows_are_current` shows it.
     """
     asset = context.asset_key.path[-1]
+    table = metadata.tables[f"{SCHEMA}.{asset}"]
+    rows = encode_rows(table, rows)
     if rows.failed and not rows.computed:
         with database.connect() as connection:
             book_windows(connection, asset, [], rows.failed)
         raise dg.Failure(failure_text(rows), allow_retries=False)
-    table = metadata.tables[f"{SCHEMA}.{asset}"]
     _tell_failed(context, database, table, rows)
-    version = content_version(table, rows.computed, rows.frame)
+    assert rows.encoded is not None
+    version = next(encoded.version for encoded in rows.encoded if encoded.table is table)
     shown = describe_windows(context, rows.computed, rows.frame, describe)
     return dg.Output(rows, metadata=shown, data_version=dg.DataVersion(version))
 

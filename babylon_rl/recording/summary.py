@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from babylon_rl.database.connect import Database
-from babylon_rl.database.history import replace_windows
 from babylon_rl.database.tables import rejected_trajectories
 from babylon_rl.database.window_rows import WindowError, WindowRows, each_window, one_frame
 from babylon_rl.recording.accounting import count_recorded
@@ -61,19 +60,23 @@ class _Part:
 def summarize_windows(
     database: Database, window_ids: Sequence[str], min_agents: int, *, workers: int = 1
 ) -> WindowRows:
-    """Rows of table `windows`; the rows of `rejected_trajectories` are written here, with the same history.
+    """Rows of table `windows`, beside them those of `rejected_trajectories`.
 
     Of each row only its figures are kept. `recorded` is what the database counts in the snapshot that is read.
     """
     work = functools.partial(_summarize, database, min_agents, datetime.now(UTC))
     parts = by_parts(work, window_ids, workers)
     failed = {window_id: error for part in parts for window_id, error in part.failed.items()}
-    rows = WindowRows(pd.DataFrame([row for part in parts for row in part.rows]), tuple(window_ids), failed)
     rejected = one_frame([frame for part in parts for frame in part.rejected], COLUMNS)
-    with database.connect() as connection:
-        replace_windows(connection, rejected_trajectories, rows.computed, rejected)
-        keep_without_window(connection, rows.computed, [row for part in parts for row in part.without_window])
-    return rows
+    without_window = [row for part in parts for row in part.without_window]
+    computed = [window_id for window_id in window_ids if window_id not in failed]
+    return WindowRows(
+        pd.DataFrame([row for part in parts for row in part.rows]),
+        tuple(window_ids),
+        failed,
+        {rejected_trajectories.name: rejected},
+        (functools.partial(keep_without_window, window_ids=computed, rows=without_window),),
+    )
 
 
 def _summarize(database: Database, min_agents: int, now: datetime, window_ids: Sequence[str]) -> _Part:

@@ -16,9 +16,9 @@ import psycopg
 
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.connect import Database
-from babylon_rl.database.history import current_rows, replace_windows
+from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import art_groups, trained_checkpoints
-from babylon_rl.database.window_rows import OF_THE_WHOLE, WindowError, WindowRows, book_windows, waiting_for
+from babylon_rl.database.window_rows import OF_THE_WHOLE, WindowError, WindowRows, waiting_for, write_rows
 from babylon_rl.errors import TrainingError
 from babylon_rl.groups.build import trainable_groups
 from babylon_rl.groups.snapshots import Snapshot, make_snapshot, save_snapshot
@@ -68,8 +68,7 @@ def update_checkpoints(
 def keep_rows(database: Database, rows: WindowRows) -> None:
     """Write the rows, and why the others are not there."""
     with database.connect() as connection:
-        replace_windows(connection, trained_checkpoints, rows.computed, rows.frame)
-        book_windows(connection, trained_checkpoints.name, rows.computed, rows.failed)
+        write_rows(connection, trained_checkpoints, rows)
 
 
 def _row_of(

@@ -7,8 +7,8 @@ from pydantic import SecretStr
 
 from babylon_rl.commands.windows import _next, _table
 from babylon_rl.database.connect import Database, open_application, open_materialized
-from babylon_rl.database.history import replace_windows
 from babylon_rl.database.tables import windows as windows_table
+from babylon_rl.database.window_rows import write_rows
 from babylon_rl.errors import DatabaseError
 from babylon_rl.recording.listing import first_window, live_windows, materialized_windows, readiness
 from babylon_rl.recording.summary import summarize_windows
@@ -43,7 +43,7 @@ def record(database) -> None:
 def materialize(database, min_agents: int = 3) -> None:
     rows = summarize_windows(database, list(window_range(WINDOW, shift_window(WINDOW, 2))), min_agents)
     with database.connect() as connection:
-        replace_windows(connection, windows_table, rows.computed, rows.frame)
+        write_rows(connection, windows_table, rows)
 
 
 def live(database, min_agents: int = 3, now=NOW, first: str | None = None):

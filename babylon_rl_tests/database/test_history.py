@@ -156,6 +156,8 @@ def test_what_was_read_can_be_written_again_without_change(database):
         frame = read_frame(connection, current_rows(scored_trajectories, [TEN]))
         assert frame["parts"].iloc[0] == row["parts"] and frame["features"].iloc[0] == {"x": "\u00e9"}
         again = replace_windows(connection, scored_trajectories, [TEN], frame.drop(columns="digest"))
+        turned = frame.drop(columns="digest").assign(parts=[{"a": [1.5, None], "b": 1}])
+        assert replace_windows(connection, scored_trajectories, [TEN], turned).unchanged == (TEN,)
     assert again.unchanged == (TEN,)
 
 

@@ -6,7 +6,7 @@ import pytest
 from babylon_rl.database import tables
 from babylon_rl.database.connect import Recordings
 from babylon_rl.database.history import replace_windows
-from babylon_rl.database.window_rows import open_failures
+from babylon_rl.database.window_rows import open_failures, write_rows
 from babylon_rl.definitions import build_defs
 from babylon_rl.defs.checks.results import MOST_WINDOWS
 from babylon_rl.defs.jobs import DATA_ASSETS
@@ -228,7 +228,7 @@ def test_equal_rewards_and_missing_rejected_rows_are_found_in_their_windows(data
     summary = summarize_windows(database, ids, 3)
     outcomes = outcome_windows(database, ids).frame
     with database.connect() as connection:
-        replace_windows(connection, tables.windows, ids, summary.frame)
+        write_rows(connection, tables.windows, summary)
         replace_windows(
             connection, tables.scored_trajectories, ids, score_windows(database, ids, outcomes, "alpha").frame
         )

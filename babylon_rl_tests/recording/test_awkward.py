@@ -7,8 +7,8 @@ import pytest
 from psycopg import sql
 
 from babylon_rl.database.connect import Database
-from babylon_rl.database.history import replace_windows
 from babylon_rl.database.tables import windows
+from babylon_rl.database.window_rows import write_rows
 from babylon_rl.outcomes.windows import outcome_windows
 from babylon_rl.recording.accounting import unaccounted
 from babylon_rl.recording.reader import read_window
@@ -80,7 +80,7 @@ def _look(database: Database) -> None:
         assert row["trainable"] == sum(one.reason is None and one.not_trainable is None for one in own)
         assert row["misnamed"] == sum(one.misnamed for one in own)
     with database.connect() as connection:
-        replace_windows(connection, windows, WINDOWS, summary.frame)
+        write_rows(connection, windows, summary)
         assert unaccounted(connection, WINDOWS).empty
         kept = connection.execute(
             "SELECT trajectory_id, window_id, reason, refused_for FROM babylon_rl.rejected_trajectories "

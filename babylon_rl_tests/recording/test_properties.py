@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from babylon_rl.database.connect import Recordings
+from babylon_rl.database.tables import windows
+from babylon_rl.database.window_rows import write_rows
 from babylon_rl.recording import catalog, pieces
 from babylon_rl.recording.accounting import count_recorded
 from babylon_rl.recording.decoding import Refusal, decode_steps
@@ -187,6 +189,10 @@ def test_the_revision_is_of_what_was_written_and_not_of_its_spelling(database, r
 
 
 def test_what_belongs_to_no_window_is_kept_once_until_it_reads_otherwise(database):
+    def materialize(window_ids: list[str], min_agents: int) -> None:
+        with database.connect() as connection:
+            write_rows(connection, windows, summarize_windows(database, window_ids, min_agents))
+
     def kept() -> list[tuple]:
         with database.connect() as connection:
             return connection.execute(
@@ -198,17 +204,17 @@ def test_what_belongs_to_no_window_is_kept_once_until_it_reads_otherwise(databas
         add_agents(connection, "agent-1")
         add_row(connection, "odd", windowId="2025-01-15T10:30")
     for _ in range(2):
-        summarize_windows(database, [WINDOW], 1)
+        materialize([WINDOW], 1)
         assert kept() == [("odd", "off_hour_window", WINDOW, True)]
-    summarize_windows(database, [shift_window(WINDOW, 1)], 1)  # not of this hour
+    materialize([shift_window(WINDOW, 1)], 1)  # not of this hour
     assert kept()[0][3]
     with database.connect() as connection:
         connection.execute("""UPDATE trajectories SET "endTime" = 'infinity'""")
-    summarize_windows(database, [shift_window(WINDOW, 5)], 1)
+    materialize([shift_window(WINDOW, 5)], 1)
     assert kept() == [("odd", "off_hour_window", WINDOW, False), ("odd", "impossible_time", None, True)]
     with database.connect() as connection:
         connection.execute("DELETE FROM trajectories")
-    summarize_windows(database, [WINDOW], 1)
+    materialize([WINDOW], 1)
     assert [current for *_, current in kept()] == [False, False]
 
 
