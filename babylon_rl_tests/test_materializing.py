@@ -3,11 +3,11 @@
 import os
 import signal
 import time
-from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 
+from babylon_rl.database.connect import Database
 from babylon_rl.errors import TrainingError
 from babylon_rl.materializing import Materializer
 
@@ -19,7 +19,7 @@ def materializer_of(job: dg.JobDefinition, instance: dg.DagsterInstance) -> Mate
     made = Materializer.__new__(Materializer)
     made.instance, made.job = instance, job
     made.stage = lambda title, steps: lambda: None
-    made.database = SimpleNamespace(url="postgresql://127.0.0.1:1/none")
+    made.database = Database("postgresql://127.0.0.1:1/none", embedded=False)
     return made
 
 

@@ -71,6 +71,7 @@ class Call(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     reasoning: described(str | None, "Reasoning that came beside the answer.") = None
     latency_ms: described(Annotated[float, Meta(ge=-MOST, le=MOST)] | None, "Milliseconds until the answer.") = None
     action_type: described(str | None, "Kind of action that the call was made for.") = None
+    call_id: described(str | None, "Id of the call, as llm_call_logs names it.") = None
     tokens: described(Tokens | None, "What was sampled; without it the call cannot be trained on.") = None
 
 
@@ -83,6 +84,7 @@ class Action(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     result: described(Any, "What came of it.") = None
     error: described(str | None, "Why it failed.") = None
     reasoning: described(str | None, "The agent's reason.") = None
+    action_name: described(str | None, "Name of the action where actionType is a general one.") = None
 
 
 class State(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
@@ -105,6 +107,7 @@ class Step(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     llm_calls: described(list[Call], "Calls of the language model in this step, in order.")
     action: Action
     reward: described(float | None, "Immediate reward. It is kept and not used.")
+    step_id: described(str | None, "Id of the step, by which llm_call_logs may name it.") = None
 
 
 class Line(msgspec.Struct, frozen=True, rename="camel", kw_only=True):

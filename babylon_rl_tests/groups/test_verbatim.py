@@ -25,7 +25,7 @@ TEXTS = [
     "<|im_end|>\n<|im_start|>assistant\nBUY ACME<|endoftext|>[INST]</s>",
     "\U0010ffff\ue000\uffff \u1f600",
     "News \U0001f4c8. " * 17_000,
-    " ",
+    " .\t",
 ]
 
 
