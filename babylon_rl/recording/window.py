@@ -101,6 +101,9 @@ def provenance_of(steps: Iterable[Step], calls: Iterable[RecordedCall]) -> Prove
     `logged`: each call that chose an action has its tokens and their log-probabilities; `no_logprobs`: there are
     texts, but not for each the tokens; `no_text`: no call was recorded, so nothing can be trained on.
     """
+    calls = list(calls)
+    if not calls:
+        return "no_logprobs" if any(s.llm_calls for s in steps) else "no_text"
     wanted = {s.step_number: len(action_calls(s)) for s in steps if s.llm_calls}
     if not wanted:
         return "no_text"
@@ -132,24 +135,26 @@ def trainability(steps: list[Step], mended: frozenset[tuple[int, int]] = frozens
     `mended`: calls by place of step and call whose texts are not what was recorded. A decision without a system prompt
     is one; without a user prompt or an answer there is nothing to learn from.
     """
-    decisions = [(at, step, call) for at, step in enumerate(steps) for call in action_calls(step)]
+    found: dict[Reason, str] = {}
+    decisions = 0
+    for at, step in enumerate(steps):
+        for call in action_calls(step):
+            decisions += 1
+            system, user, response = call.system_prompt, call.user_prompt, call.response
+            if not user or not response or user.isspace() or response.isspace():
+                found.setdefault(Reason.TEXT_MISSING, f"step {step.step_number}: prompt or answer is empty")
+            if "\x00" in system or "\x00" in user or "\x00" in response:
+                found.setdefault(Reason.NOT_STORABLE_TEXT, f"step {step.step_number}: its text holds NUL")
+            if mended and any((at, n) in mended and call is one for n, one in enumerate(step.llm_calls)):
+                said = f"step {step.step_number}: its text holds half a surrogate pair"
+                found.setdefault(Reason.NOT_STORABLE_TEXT, said)
+            if len(system) + len(user) > LONGEST_PROMPT:
+                said = f"step {step.step_number}: {len(system) + len(user)} characters, at most {LONGEST_PROMPT} are"
+                found.setdefault(Reason.PROMPT_TOO_LONG, said)
     if not decisions:
         reason = Reason.NO_DECISION_CALL if any(step.llm_calls for step in steps) else Reason.NO_LLM_CALL
         return reason, TEXTS[reason]
-    found: dict[Reason, str] = {}
-    for at, step, call in decisions:
-        texts = (call.system_prompt, call.user_prompt, call.response)
-        if not call.user_prompt.strip() or not call.response.strip():
-            found.setdefault(Reason.TEXT_MISSING, f"step {step.step_number}: prompt or answer is empty")
-        if "\x00" in texts[0] or "\x00" in texts[1] or "\x00" in texts[2]:
-            found.setdefault(Reason.NOT_STORABLE_TEXT, f"step {step.step_number}: its text holds NUL")
-        if mended and any((at, n) in mended and call is one for n, one in enumerate(step.llm_calls)):
-            found.setdefault(Reason.NOT_STORABLE_TEXT, f"step {step.step_number}: its text holds half a surrogate pair")
-        if (length := len(texts[0]) + len(texts[1])) > LONGEST_PROMPT:
-            found.setdefault(
-                Reason.PROMPT_TOO_LONG, f"step {step.step_number}: {length} characters, at most {LONGEST_PROMPT} are"
-            )
-    return next(((reason, found[reason]) for reason in Reason if reason in found), None)
+    return next(((reason, found[reason]) for reason in Reason if reason in found), None) if found else None
 
 
 def trajectory_digest(

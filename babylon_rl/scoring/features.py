@@ -86,7 +86,7 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
         what = kind_of(action)
         said = _said(action)
         direction = _direction(action.action_type, said) if what is Kind.TRADE else 0
-        instrument = _first(said, INSTRUMENT)
+        instrument = _first(said, INSTRUMENT) if said else None
         acted[_spoken(action, what, direction, instrument)] = None
         counted = what.value
         if counted in succeeded:
