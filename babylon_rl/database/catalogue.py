@@ -49,7 +49,7 @@ PURPOSE: Mapping[str, str] = {
     "PredictionPriceHistory": "probabilities of questions",
     "Market": "questions and how they resolved",
     "PerpPosition": "prices where StockPrice has none",
-    "Position": "probabilities where the price history has none",
+    "Position": "probabilities where history has none",
     "market_outcomes": "outcomes where no price is known",
 }
 # What somebody ran of the first system's migrations.

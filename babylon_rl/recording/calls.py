@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from hashlib import md5
+from hashlib import md5, sha256
 from typing import NamedTuple
 
 import msgspec
@@ -23,7 +23,7 @@ from babylon_rl.database.values import clean_text
 from babylon_rl.recording.catalog import Entry, readable
 from babylon_rl.recording.decoding import Decoded, Refusal
 from babylon_rl.recording.reasons import Reason
-from babylon_rl.recording.records import LLMCall, RecordedCall, Step
+from babylon_rl.recording.records import LLMCall, ReadStep, RecordedCall
 
 _CALL_COLUMNS = [recorded_calls.c[name] for name in RecordedCall.__struct_fields__]
 _NUMBERED = re.compile(r"-call-(\d+)-(\d+)\Z", re.ASCII)
@@ -91,7 +91,7 @@ class CallLog:
         for entry, own in rows:
             try:
                 steps = with_logged(entry.trajectory_id, own.steps, logged.get(entry.trajectory_id, ()))
-                yield entry, replace(own, steps=steps)
+                yield entry, own if steps is own.steps else replace(own, steps=steps, said=_with_calls(own.said, steps))
             except Refusal as refusal:
                 yield entry, replace(own, conflict=refusal)
 
@@ -130,7 +130,7 @@ def _rows(
             yield trajectory_id, Logged(step_id, call_id, tuple(texts), call)
 
 
-def with_logged(trajectory_id: str, steps: list[Step], logged: Sequence[Logged]) -> list[Step]:
+def with_logged(trajectory_id: str, steps: list[ReadStep], logged: Sequence[Logged]) -> list[ReadStep]:
     """The steps, those without calls with the log's. Refusal where log and steps contradict each other."""
     if not logged:
         return steps
@@ -155,6 +155,11 @@ def with_logged(trajectory_id: str, steps: list[Step], logged: Sequence[Logged])
     return filled
 
 
+def _with_calls(said: bytes, steps: list[ReadStep]) -> bytes:
+    """Digest of what steps say that have the log's calls."""
+    return sha256(said + msgspec.json.encode([step.llm_calls for step in steps])).digest()
+
+
 def _order(row: Logged) -> tuple[int, int]:
     """Numbered calls by their number; others as they were logged, for sorting is stable."""
     number = _number(row)
@@ -170,7 +175,7 @@ def _number(row: Logged) -> int | None:
     return int(found[2])
 
 
-def _compare(step: Step, rows: Sequence[Logged]) -> None:
+def _compare(step: ReadStep, rows: Sequence[Logged]) -> None:
     """Refusal unless each row of the log is a call of the step."""
     texts = [_texts(call) for call in step.llm_calls]
     named: Mapping[str, int] = {call.call_id: at for at, call in enumerate(step.llm_calls) if call.call_id}

@@ -4,6 +4,8 @@ Most rows take one pass of a typed decoder. What it refuses is looked at again b
 be mended without inventing anything (absent optional keys, half a surrogate pair) and names what cannot.
 """
 
+import contextlib
+import hashlib
 import json
 import math
 import re
@@ -14,7 +16,7 @@ import msgspec
 
 from babylon_rl.database.values import clean_text
 from babylon_rl.recording.reasons import TEXTS, Reason
-from babylon_rl.recording.records import Step
+from babylon_rl.recording.records import ReadStep, UnreadStep
 
 LONGEST_DETAIL = 300
 LONGEST_INTEGER = 400  # digits; a double ends at 309
@@ -38,36 +40,60 @@ class Refusal(Exception):
 class Decoded:
     """Steps of a row. `mended`: (step, call) by place, whose texts held half a surrogate pair, which is U+FFFD here.
 
-    `conflict`: what the log of calls says against the steps.
+    `said`: digest of what they say, rewards left out. `nul`: some text may hold NUL. `conflict`: what the log of calls
+    says against the steps.
     """
 
-    steps: list[Step]
+    steps: list[ReadStep] | list[UnreadStep]
+    said: bytes
+    nul: bool = True
     mended: frozenset[tuple[int, int]] = frozenset()
     conflict: Refusal | None = None
 
 
-def _plain(text: str) -> float | int:
-    """A number in one form, so that 100.0 and the 100 that JavaScript writes back for it are the same recording."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("a number is out of range")
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+_steps = msgspec.json.Decoder(list[ReadStep])
+_unread = msgspec.json.Decoder(list[UnreadStep])
+# JavaScript writes 100.0 back as 100.
+_anything = msgspec.json.Decoder(float_hook=lambda text: _plain(float(text)))
+# A step's reward, which the application's trainer rewrites in place. Inside a text the quotes are escaped.
+_REWARD = re.compile(rb'"reward":(?:null|[-+.0-9eE]+)')
 
 
-_steps = msgspec.json.Decoder(list[Step], float_hook=_plain)
+def decode_steps(text: bytes | str, *, texts: bool = True) -> Decoded:
+    """Steps of a row, at least one, none of them pending. Refusal otherwise.
 
-
-def decode_steps(text: bytes | str) -> Decoded:
-    """Steps of a row, at least one, none of them pending. Refusal otherwise."""
+    `texts` False: calls may come with their texts unread (`UnreadCall`); the same rows are refused then.
+    """
+    text = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    escapes = b"\\u" in text
+    # Half a surrogate pair and NUL are found only by reading, and both are escapes.
+    decoder = _steps if texts or escapes else _unread
     try:
-        decoded = Decoded(_steps.decode(text))
+        decoded = Decoded(decoder.decode(text), _said(text, escapes), escapes and b"\\u0000" in text)
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
         decoded = _patiently(text, error)
     _refuse_unfinished(decoded.steps)
     return decoded
 
 
-def _refuse_unfinished(steps: list[Step]) -> None:
+def _said(text: bytes, escapes: bool) -> bytes:
+    """Digest of what the steps say, in the spelling in which JavaScript writes them back."""
+    if escapes or _loosely_spelled(text):
+        with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+            text = msgspec.json.encode(_anything.decode(text))
+    return hashlib.sha256(_REWARD.sub(b"", text)).digest()
+
+
+def _plain(value: float) -> float | int:
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def _loosely_spelled(text: bytes) -> bool:
+    """Whether there is space between keys and values, by the look of the first ones."""
+    return text[:2] != b"[{" or b'": ' in text[:80] or b", " in text[:80]
+
+
+def _refuse_unfinished(steps: list[ReadStep]) -> None:
     if not steps:
         raise Refusal(Reason.EMPTY_STEPS)
     for step in steps:
@@ -84,11 +110,12 @@ class _Numbers:
     def constant(self, text: str) -> None:
         self.wrong = self.wrong or text
 
-    def real(self, text: str) -> float | int | None:
+    def real(self, text: str) -> float | None:
         try:
-            return _plain(text)
+            value = float(text)
         except ValueError:
             return self.constant(text[:40])
+        return value if math.isfinite(value) else self.constant(text[:40])
 
     def whole(self, text: str) -> float | int | None:
         if len(text) > LONGEST_INTEGER:
@@ -101,7 +128,7 @@ class _Numbers:
             return self.constant(f"an integer of {len(text)} digits")
 
 
-def _patiently(text: bytes | str, error: Exception) -> Decoded:
+def _patiently(text: bytes, error: Exception) -> Decoded:
     """As `decode_steps` for a text that the typed decoder refused with `error`. Refusal where it cannot be mended."""
     numbers = _Numbers()
     value = _loaded(text, numbers)
@@ -111,7 +138,7 @@ def _patiently(text: bytes | str, error: Exception) -> Decoded:
         raise Refusal(Reason.NOT_A_LIST, f"stepsJson is {_kind(value)}")
     try:
         mended = frozenset(_surrogates(value))
-        steps = msgspec.convert([_whole_step(step) for step in value], list[Step])
+        steps = msgspec.convert([_whole_step(step) for step in value], list[ReadStep])
     except msgspec.ValidationError as wrong:
         raise Refusal(Reason.INVALID_STEPS, str(wrong)) from None
     except (RecursionError, OverflowError):
@@ -119,15 +146,14 @@ def _patiently(text: bytes | str, error: Exception) -> Decoded:
     if numbers.wrong is not None:
         _refuse_unfinished(steps)
         raise Refusal(Reason.NON_FINITE_NUMBER, f"stepsJson holds {numbers.wrong}")
-    return Decoded(steps, mended)
+    return Decoded(steps, _said(text, b"\\u" in text), mended=mended)
 
 
-def _loaded(text: bytes | str, numbers: _Numbers) -> Any:
-    if isinstance(text, bytes | bytearray | memoryview):
-        try:
-            text = bytes(text).decode()
-        except UnicodeDecodeError as error:
-            raise Refusal(Reason.INVALID_JSON, f"stepsJson is not UTF-8: {error.reason} at {error.start}") from None
+def _loaded(encoded: bytes, numbers: _Numbers) -> Any:
+    try:
+        text = encoded.decode()
+    except UnicodeDecodeError as error:
+        raise Refusal(Reason.INVALID_JSON, f"stepsJson is not UTF-8: {error.reason} at {error.start}") from None
     try:
         # Control characters in texts are JavaScript's to escape; strict JSON, as the typed decoder reads it.
         return json.loads(text, parse_constant=numbers.constant, parse_float=numbers.real, parse_int=numbers.whole)

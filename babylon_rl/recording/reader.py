@@ -52,11 +52,12 @@ class RangeReader:
         self._chunks = {window_id: chunk for chunk in chunks for window_id in chunk}
         self._misnamed: dict[str, list[str]] = {}
         self._rows = RowReader(recordings, used=used)
+        self._unread = RowReader(recordings, used=used, texts=False)
         self.without_window: dict[str, Elsewhere] = {}
 
     def read(self, window_id: str) -> RecordedWindow:
         """As `read_window`, for a window of the range."""
-        return _whole(window_id, list(self.stream(window_id)))
+        return _whole(window_id, list(self.stream(window_id, texts=True)))
 
     def brief(self, window_id: str) -> RecordedWindow:
         """The window with trajectories that have left their steps and calls behind."""
@@ -64,12 +65,16 @@ class RangeReader:
 
     def trainable(self, window_id: str) -> RecordedWindow:
         """The window with the steps and calls of those trajectories alone that may be trained on."""
-        rows = self.stream(window_id)
+        rows = self.stream(window_id, texts=True)
         return _whole(window_id, [row.brief() if _usable(row) and not _member(row) else row for row in rows])
 
-    def stream(self, window_id: str) -> Iterator[UsableTrajectory | Rejected]:
-        """Each row of the window, in any order; a piece of them is in memory at a time."""
-        yield from self._rows.read(window_id, window_entries(self.recordings, window_id, self.misnamed(window_id)))
+    def stream(self, window_id: str, *, texts: bool = False) -> Iterator[UsableTrajectory | Rejected]:
+        """Each row of the window, in any order; a piece of them is in memory at a time.
+
+        `texts`: whether the calls' texts are read.
+        """
+        rows = self._rows if texts else self._unread
+        yield from rows.read(window_id, window_entries(self.recordings, window_id, self.misnamed(window_id)))
 
     def misnamed(self, window_id: str) -> list[str]:
         """Trajectories that ended in the window and name another or none."""

@@ -60,6 +60,55 @@ class Step(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=
     step_id: str | None = None  # the plugin's
 
 
+class KnownState(msgspec.Struct, frozen=True, gc=False):
+    """What is read of a step's environmentState, under the names that it has there; the rest is skipped."""
+
+    agentPnL: Any = None
+    agentBalance: Any = None
+    portfolioValue: Any = None
+    capital: Any = None
+    quotes: Any = None
+
+    def get(self, name: str) -> Any:
+        """The value of that name, None where it is absent."""
+        return getattr(self, name, None)
+
+
+class ReadStep(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
+    """What is read of a recorded step: all but what the agent was shown beside its prompts, and the reward."""
+
+    step_number: int
+    timestamp: int | float
+    environment_state: KnownState
+    llm_calls: list[LLMCall]
+    action: Action
+    step_id: str | None = None
+
+
+class UnreadCall(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
+    """A call whose texts are left as they are spelled in the JSON: reading them costs more than all the rest."""
+
+    model: str
+    system_prompt: msgspec.Raw
+    user_prompt: msgspec.Raw
+    response: msgspec.Raw
+    temperature: float | None
+    max_tokens: int | None
+    purpose: str
+    latency_ms: float | None = None
+
+
+class UnreadStep(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
+    """A `ReadStep` whose calls' texts are not read."""
+
+    step_number: int
+    timestamp: int | float
+    environment_state: KnownState
+    llm_calls: list[UnreadCall]
+    action: Action
+    step_id: str | None = None
+
+
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
     """One agent's recorded run. `final_pnl` and `final_balance` in dollars; times aware, UTC."""
 

@@ -13,7 +13,7 @@ from babylon_rl.recording.catalog import Entry, known_agents
 from babylon_rl.recording.decoding import Decoded, Refusal, decode_steps
 from babylon_rl.recording.pieces import Piece, fetched
 from babylon_rl.recording.reasons import TEXTS, Reason
-from babylon_rl.recording.records import RecordedCall, Step
+from babylon_rl.recording.records import ReadStep, RecordedCall
 from babylon_rl.recording.window import Rejected, UsableTrajectory, provenance_of, trainability, trajectory_digest
 from babylon_rl.windows import WINDOW_LENGTH, parse_window_id
 
@@ -31,14 +31,18 @@ class Examined(NamedTuple):
     entry: Entry
     window_id: str | None
     found: UsableTrajectory | Rejected
-    steps: list[Step]
+    steps: list[ReadStep]
     has_tokens: bool
 
 
 class RowReader:
-    """Reads rows of one snapshot. `used`: rows that training used are read as if it had not."""
+    """Reads rows of one snapshot. `used`: rows that training used are read as if it had not.
 
-    def __init__(self, recordings: Recordings, *, used: bool = False) -> None:
+    `texts` False: calls' texts may be left unread.
+    """
+
+    def __init__(self, recordings: Recordings, *, used: bool = False, texts: bool = True) -> None:
+        self._texts = texts
         self.recordings, self._used, self._log = recordings, used, CallLog(recordings)
 
     def read(self, window_id: str, entries: Sequence[Entry]) -> Iterator[UsableTrajectory | Rejected]:
@@ -59,7 +63,8 @@ class RowReader:
         for piece in fetched(self.recordings, self._log, entries, refuse):
             logged: list[tuple[Entry, Decoded]] = []
             for entry in piece.entries:
-                decoded = _decoded(piece, entry.trajectory_id)
+                name = entry.trajectory_id
+                decoded = _decoded(piece, name, self._texts or name in piece.logged)
                 if decoded is None:
                     continue  # deleted since it was catalogued, where the reader has no snapshot
                 if isinstance(decoded, Decoded) and entry.trajectory_id in piece.logged:
@@ -87,13 +92,13 @@ class RowReader:
         return Examined(entry, own.window_id, found, decoded.steps, bool(calls))
 
 
-def _decoded(piece: Piece, trajectory_id: str) -> Decoded | Refusal | None:
+def _decoded(piece: Piece, trajectory_id: str, texts: bool) -> Decoded | Refusal | None:
     """The row's steps or why there are none; its text is let go. None where it is gone."""
     text = piece.texts.pop(trajectory_id, None)
     if text is None:
         return piece.refused.get(trajectory_id)
     try:
-        return decode_steps(text)
+        return decode_steps(text, texts=texts)
     except Refusal as refusal:
         return refusal
 
@@ -148,7 +153,7 @@ def _trajectory(entry: Entry, decoded: Decoded, calls: list[RecordedCall], own: 
         raise Refusal(Reason.NON_FINITE_NUMBER, f"its P&L runs from {first} to {last}")
     if decoded.conflict is not None:
         raise decoded.conflict
-    reason, detail = trainability(steps, decoded.mended) or (None, "")
+    reason, detail = trainability(steps, decoded.mended, decoded.nul) or (None, "")
     end_time = entry.ended.replace(tzinfo=UTC)
     balance = finite(entry.final_balance)
     return UsableTrajectory(
@@ -165,7 +170,9 @@ def _trajectory(entry: Entry, decoded: Decoded, calls: list[RecordedCall], own: 
         final_balance=balance,
         calls=calls,
         provenance=provenance_of(steps, calls),
-        digest=trajectory_digest(entry.trajectory_id, entry.agent_id, end_time, (first, last), balance, steps, calls),
+        digest=trajectory_digest(
+            entry.trajectory_id, entry.agent_id, end_time, (first, last), balance, decoded.said, calls
+        ),
         not_trainable=None if reason is None else reason.value,
         detail=detail,
         misnamed=own.misnamed,
@@ -179,7 +186,7 @@ def _refuse_not_finite(entry: Entry) -> None:
             raise Refusal(Reason.NON_FINITE_NUMBER, f"{name} is {value}")
 
 
-def known_pnls(steps: Sequence[Step], final_pnl: float | None, hour: tuple[int, int]) -> list[float]:
+def known_pnls(steps: Sequence[ReadStep], final_pnl: float | None, hour: tuple[int, int]) -> list[float]:
     """P&L known in the hour (its first and last millisecond's successor), oldest first. Zero is known, absent is not.
 
     Of each step what its state says, then what its action says of before and after itself; at last what the row says.

@@ -9,12 +9,14 @@ from typing import Literal
 import msgspec
 
 from babylon_rl.recording.reasons import TEXTS, Reason
-from babylon_rl.recording.records import LLMCall, RecordedCall, Step
+from babylon_rl.recording.records import LLMCall, ReadStep, RecordedCall
 
 Provenance = Literal["logged", "no_logprobs", "no_text"]
 
 # Purposes of calls that chose no action: what was thought, judged, or asked for something else.
 NOT_DECIDING = frozenset({"reasoning", "evaluation", "other"})
+# What a text of nothing but space begins with, as it is spelled: its end, space, an escape, a byte beyond ASCII.
+_MAY_BE_BLANK = frozenset(bytes([byte]) for byte in (*b'" \\', *range(128, 256)))
 # Characters of system and user prompt together; a million are more tokens than the trained models have room for.
 LONGEST_PROMPT = 1_000_000
 
@@ -34,7 +36,7 @@ class UsableTrajectory:
     window_id: str
     start_time: datetime
     end_time: datetime
-    steps: list[Step]
+    steps: list[ReadStep]
     first_pnl: float
     last_pnl: float
     window_pnl: float
@@ -95,7 +97,7 @@ class RecordedWindow:
         return {agent_id: last[agent_id] - first[agent_id] for agent_id in first}
 
 
-def provenance_of(steps: Iterable[Step], calls: Iterable[RecordedCall]) -> Provenance:
+def provenance_of(steps: Iterable[ReadStep], calls: Iterable[RecordedCall]) -> Provenance:
     """How much is known of the texts that the steps hold.
 
     `logged`: each call that chose an action has its tokens and their log-probabilities; `no_logprobs`: there are
@@ -116,7 +118,7 @@ def provenance_of(steps: Iterable[Step], calls: Iterable[RecordedCall]) -> Prove
     return "logged" if all(logged.get(number, 0) >= count for number, count in wanted.items()) else "no_logprobs"
 
 
-def action_calls(step: Step) -> list[LLMCall]:
+def action_calls(step: ReadStep) -> list[LLMCall]:
     """The calls of a step that chose its action: those with purpose `action`.
 
     Where none says so, it is the last one whose purpose is none of `NOT_DECIDING`; a step may have none.
@@ -129,10 +131,13 @@ def action_calls(step: Step) -> list[LLMCall]:
     return marked or [c for c in calls if c.purpose.strip().lower() not in NOT_DECIDING][-1:]
 
 
-def trainability(steps: list[Step], mended: frozenset[tuple[int, int]] = frozenset()) -> tuple[Reason, str] | None:
+def trainability(
+    steps: list[ReadStep], mended: frozenset[tuple[int, int]] = frozenset(), nul: bool = True
+) -> tuple[Reason, str] | None:
     """Why a usable run cannot be trained on, and the detail; None where it can be.
 
-    `mended`: calls by place of step and call whose texts are not what was recorded. A decision without a system prompt
+    `mended`: calls by place of step and call whose texts are not what was recorded. `nul`: whether a text may hold NUL,
+    from a caller who knows. A decision without a system prompt
     is one; without a user prompt or an answer there is nothing to learn from.
     """
     found: dict[Reason, str] = {}
@@ -141,20 +146,38 @@ def trainability(steps: list[Step], mended: frozenset[tuple[int, int]] = frozens
         for call in action_calls(step):
             decisions += 1
             system, user, response = call.system_prompt, call.user_prompt, call.response
-            if not user or not response or user.isspace() or response.isspace():
+            if is_blank(user) or is_blank(response):
                 found.setdefault(Reason.TEXT_MISSING, f"step {step.step_number}: prompt or answer is empty")
-            if "\x00" in system or "\x00" in user or "\x00" in response:
+            if nul and ("\x00" in system or "\x00" in user or "\x00" in response):
                 found.setdefault(Reason.NOT_STORABLE_TEXT, f"step {step.step_number}: its text holds NUL")
             if mended and any((at, n) in mended and call is one for n, one in enumerate(step.llm_calls)):
                 said = f"step {step.step_number}: its text holds half a surrogate pair"
                 found.setdefault(Reason.NOT_STORABLE_TEXT, said)
-            if len(system) + len(user) > LONGEST_PROMPT:
-                said = f"step {step.step_number}: {len(system) + len(user)} characters, at most {LONGEST_PROMPT} are"
+            if (
+                len(system) + len(user) > LONGEST_PROMPT
+                and (length := _letters(system) + _letters(user)) > LONGEST_PROMPT
+            ):
+                said = f"step {step.step_number}: {length} characters, at most {LONGEST_PROMPT} are"
                 found.setdefault(Reason.PROMPT_TOO_LONG, said)
     if not decisions:
         reason = Reason.NO_DECISION_CALL if any(step.llm_calls for step in steps) else Reason.NO_LLM_CALL
         return reason, TEXTS[reason]
     return next(((reason, found[reason]) for reason in Reason if reason in found), None) if found else None
+
+
+def _letters(text: str | msgspec.Raw) -> int:
+    return len(text) if isinstance(text, str) else len(str(msgspec.json.decode(text)))
+
+
+def is_blank(text: str | msgspec.Raw) -> bool:
+    """Whether a text, read or as it is spelled, says nothing; what is no text says nothing."""
+    if isinstance(text, str):
+        return not text or text.isspace()
+    begin = bytes(memoryview(text)[:2])
+    if begin[:1] != b'"' or begin[1:] not in _MAY_BE_BLANK:
+        return begin[:1] != b'"'
+    read = msgspec.json.decode(text)
+    return not read or read.isspace()
 
 
 def trajectory_digest(
@@ -163,19 +186,16 @@ def trajectory_digest(
     end_time: datetime,
     pnls: tuple[float, float],
     final_balance: float | None,
-    steps: list[Step],
+    said: bytes,
     calls: list[RecordedCall],
 ) -> str:
-    """SHA-256 of what the agent wrote, however its JSON is spelled.
+    """SHA-256 of what the agent wrote; `said`: digest of its steps (`decoding`).
 
     Nothing that training writes later changes it: step rewards are left out, for the application's trainer writes them
     back into the steps.
     """
-    said = [
-        (s.step_number, s.timestamp, s.environment_state, s.provider_accesses, s.llm_calls, s.action) for s in steps
-    ]
-    written = (trajectory_id, agent_id, end_time, *pnls, final_balance, said, calls)
-    return hashlib.sha256(msgspec.json.encode(written, order="deterministic")).hexdigest()
+    written = f"{trajectory_id}\0{agent_id}\0{end_time.isoformat()}\0{pnls[0]}\0{pnls[1]}\0{final_balance}\0".encode()
+    return hashlib.sha256(written + said + (msgspec.json.encode(calls) if calls else b"")).hexdigest()
 
 
 def window_revision(trajectories: Iterable[UsableTrajectory | Rejected]) -> str:

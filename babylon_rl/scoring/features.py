@@ -7,13 +7,15 @@ the application write. Amounts are dollars, shares of capital are plain fraction
 import functools
 import math
 from collections.abc import Mapping
+from itertools import starmap
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pandas as pd
 
 from babylon_rl.recording.actions import Kind, kind_of, normal
-from babylon_rl.recording.records import Action, Step
+from babylon_rl.recording.records import Action, ReadStep
 from babylon_rl.recording.row_reader import finite
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ TICKER, QUESTION = "ticker", "question"
 # How the application and the simulated market name the direction of a trade.
 LONG = frozenset({"buy", "long", "yes", "open_long", "buy_yes", "buy_shares", "sell_no", "close_short"})
 SHORT = frozenset({"sell", "short", "no", "open_short", "buy_no", "sell_shares", "sell_yes", "close_long"})
-COUNTED = (Kind.TRADE.value, Kind.POST.value, Kind.COMMENT.value, Kind.MALFORMED.value)
+COUNTED = (Kind.TRADE, Kind.POST, Kind.COMMENT, Kind.MALFORMED)
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 FEES, SIZE = ("fees", "fee"), ("notional", "amount", "size")
 INSTRUMENT = ("instrument", "ticker", "marketId", "market_id")
 
@@ -80,28 +83,27 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
     exposure: dict[str, float] = {}
     kinds: dict[str, str] = {}
     fees = 0.0
-    succeeded, failed = dict.fromkeys(COUNTED, 0), dict.fromkeys(COUNTED, 0)
-    acted: dict[str, None] = {}
-    for action in (step.action for step in trajectory.steps):
-        what = kind_of(action)
-        said = _said(action)
-        direction = _direction(action.action_type, said) if what is Kind.TRADE else 0
+    counts: dict[tuple[Kind, bool], int] = {}
+    acted: dict[tuple, None] = {}
+    for step in trajectory.steps:
+        action = step.action
+        what, done = kind_of(action), action.success
+        counts[what, done] = counts.get((what, done), 0) + 1
+        said = _NOTHING if what is Kind.HOLD else _said(action)
         instrument = _first(said, INSTRUMENT) if said else None
-        acted[_spoken(action, what, direction, instrument)] = None
-        counted = what.value
-        if counted in succeeded:
-            if action.success:
-                succeeded[counted] += 1
-            else:
-                failed[counted] += 1
-        if what is not Kind.TRADE or not action.success:
+        if what is not Kind.TRADE:
+            acted[action.action_type, what, 0, _word(instrument), done] = None
             continue
-        fees += _amount(said, FEES)
-        name, kind = _instrument(said, instrument, market)
-        size = abs(_amount(said, SIZE))
-        notional[name] = notional.get(name, 0.0) + size
-        exposure[name] = exposure.get(name, 0.0) + direction * size
-        kinds[name] = kind
+        direction = _direction(action.action_type, said)
+        acted[action.action_type, what, direction, _word(instrument), done] = None
+        if done:
+            fees += _amount(said, FEES)
+            name, kind = _instrument(said, instrument, market)
+            size = abs(_amount(said, SIZE))
+            notional[name] = notional.get(name, 0.0) + size
+            exposure[name] = exposure.get(name, 0.0) + direction * size
+            kinds[name] = kind
+    succeeded, failed = ({kind: counts.get((kind, done), 0) for kind in COUNTED} for done in (True, False))
     return Features(
         trajectory_id=trajectory.trajectory_id,
         agent_id=trajectory.agent_id,
@@ -113,14 +115,14 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
         kinds=kinds,
         decisions=sum(len(step.llm_calls) for step in trajectory.steps),
         steps=len(trajectory.steps),
-        trades_tried=succeeded["trade"] + failed["trade"],
-        trades_succeeded=succeeded["trade"],
-        malformed=failed["malformed"],
-        posts_succeeded=succeeded["post"],
-        posts_failed=failed["post"],
-        comments_succeeded=succeeded["comment"],
-        comments_failed=failed["comment"],
-        acted=", ".join(acted) or "nothing",
+        trades_tried=succeeded[Kind.TRADE] + failed[Kind.TRADE],
+        trades_succeeded=succeeded[Kind.TRADE],
+        malformed=failed[Kind.MALFORMED],
+        posts_succeeded=succeeded[Kind.POST],
+        posts_failed=failed[Kind.POST],
+        comments_succeeded=succeeded[Kind.COMMENT],
+        comments_failed=failed[Kind.COMMENT],
+        acted=", ".join(dict.fromkeys(starmap(_spoken, acted))) or "nothing",
         last_state_pnl=_last_state_pnl(trajectory.steps),
     )
 
@@ -172,30 +174,30 @@ def _amount(said: Mapping[str, Any], names: tuple[str, ...]) -> float:
 
 
 def _instrument(said: Mapping[str, Any], name: Any, market: Market) -> tuple[str, str]:
-    if name is None:
+    text = _word(name)
+    if text is None:
         return "unknown", QUESTION
     named_as_ticker = said.get("ticker") is not None
-    text = _word(name)
     return text, market.kinds.get(text, TICKER if named_as_ticker else QUESTION)
 
 
-def _word(name: Any) -> str:
+def _word(name: Any) -> str | None:
     """A name as text; one that was recorded as a number has no fraction."""
-    if type(name) is str:
+    if name is None or type(name) is str:
         return name
     return str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
 
 
-def _spoken(action: Action, what: Kind, direction: int, instrument: Any) -> str:
+def _spoken(action_type: str, what: Kind, direction: int, instrument: str | None, done: bool) -> str:
     if what is Kind.HOLD:
         words = "HOLD"
     else:
-        verb = "BUY" if direction > 0 else "SELL" if direction else action.action_type
-        words = verb if instrument is None else f"{verb} {_word(instrument)}"
-    return words if action.success else f"{words} (failed)"
+        verb = "BUY" if direction > 0 else "SELL" if direction else action_type
+        words = verb if instrument is None else f"{verb} {instrument}"
+    return words if done else f"{words} (failed)"
 
 
-def _capital(steps: list[Step], traded: float) -> float | None:
+def _capital(steps: list[ReadStep], traded: float) -> float | None:
     """Dollars at the window's start; where only what was traded is known, that is the capital at risk."""
     state = steps[0].environment_state if steps else {}
     for name in ("capital", "portfolioValue", "agentBalance"):
@@ -205,5 +207,5 @@ def _capital(steps: list[Step], traded: float) -> float | None:
     return traded if traded > 0 else None
 
 
-def _last_state_pnl(steps: list[Step]) -> float:
+def _last_state_pnl(steps: list[ReadStep]) -> float:
     return (finite(steps[-1].environment_state.get("agentPnL")) if steps else None) or 0.0

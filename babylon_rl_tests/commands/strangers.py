@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
-from babylon_rl.database.application_tables import application_metadata
+from babylon_rl.database.application_tables import application_metadata, position
 from babylon_rl.database.connect import Database
 from babylon_rl.recording.recorder import write_runs
 from babylon_rl.recording.rows import snowflake
@@ -31,6 +31,8 @@ def with_tables(database: Database, schema: str = "game", leave_out: tuple[str, 
     with Database(url, embedded=False).engine().begin() as connection:
         connection.execute(sa.text("SET LOCAL search_path TO " + schema))
         application_metadata.create_all(connection, tables=tables, checkfirst=False)
+        if position.name not in leave_out:
+            position.create(connection, checkfirst=False)
     Database(url, embedded=False).engine().dispose()
     return url
 

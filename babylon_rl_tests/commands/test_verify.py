@@ -151,7 +151,10 @@ def test_a_schema_that_may_not_be_used_is_told_apart_from_one_that_is_not_named(
     assert "?schema=game" in one_missing(look(url.replace("&schema=game", "")))
 
 
-OPTIONAL = ("User", "llm_call_logs", "StockPrice", "Organization", "PredictionPriceHistory", "Market", "PerpPosition")
+OPTIONAL = (
+    *("User", "llm_call_logs", "StockPrice", "Organization", "PredictionPriceHistory", "Market"),
+    *("PerpPosition", "Position"),
+)
 
 
 def test_without_the_tables_that_are_not_required_the_rest_is_told(new_database, look):

@@ -42,7 +42,10 @@ def test_a_run_is_read_as_it_was_recorded(agents, tmp_path):
             'SELECT "userPrompt", "callId", "stepId", "promptTokens" FROM llm_call_logs'
         ).fetchone()
     (read,) = window.usable
-    assert read.steps == run.trajectory.steps and read.calls == run.calls
+    assert read.calls == run.calls
+    assert [(s.step_number, s.timestamp, s.llm_calls, s.action) for s in read.steps] == [
+        (s.step_number, s.timestamp, s.llm_calls, s.action) for s in run.trajectory.steps
+    ]
     assert (read.start_time, read.end_time) == (run.trajectory.start_time, run.trajectory.end_time)
     assert (read.window_pnl, read.final_balance, read.provenance) == (3.5, 1003.5, "logged")
     assert row == (WINDOW, 1, "completed", 1, 55 * 60 * 1000)
