@@ -40,13 +40,11 @@ class Refusal(Exception):
 class Decoded:
     """Steps of a row. `mended`: (step, call) by place, whose texts held half a surrogate pair, which is U+FFFD here.
 
-    `said`: digest of what they say, rewards left out. `nul`: some text may hold NUL. `conflict`: what the log of calls
-    says against the steps.
+    `said`: digest of what they say, rewards left out. `conflict`: what the log of calls says against the steps.
     """
 
     steps: list[ReadStep] | list[UnreadStep]
     said: bytes
-    nul: bool = True
     mended: frozenset[tuple[int, int]] = frozenset()
     conflict: Refusal | None = None
 
@@ -56,7 +54,7 @@ _unread = msgspec.json.Decoder(list[UnreadStep])
 # JavaScript writes 100.0 back as 100.
 _anything = msgspec.json.Decoder(float_hook=lambda text: _plain(float(text)))
 # A step's reward, which the application's trainer rewrites in place. Inside a text the quotes are escaped.
-_REWARD = re.compile(rb'"reward":(?:null|[-+.0-9eE]+)')
+_REWARD, _REWARDS_OWN = b'"reward":', b"-+.0123456789eEnul"
 
 
 def decode_steps(text: bytes | str, *, texts: bool = True) -> Decoded:
@@ -65,23 +63,21 @@ def decode_steps(text: bytes | str, *, texts: bool = True) -> Decoded:
     `texts` False: calls may come with their texts unread (`UnreadCall`); the same rows are refused then.
     """
     text = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    escapes = b"\\u" in text
-    # Half a surrogate pair and NUL are found only by reading, and both are escapes.
-    decoder = _steps if texts or escapes else _unread
     try:
-        decoded = Decoded(decoder.decode(text), _said(text, escapes), escapes and b"\\u0000" in text)
+        decoded = Decoded((_steps if texts else _unread).decode(text), _said(text))
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
         decoded = _patiently(text, error)
     _refuse_unfinished(decoded.steps)
     return decoded
 
 
-def _said(text: bytes, escapes: bool) -> bytes:
+def _said(text: bytes) -> bytes:
     """Digest of what the steps say, in the spelling in which JavaScript writes them back."""
-    if escapes or _loosely_spelled(text):
+    if _loosely_spelled(text):
         with contextlib.suppress(msgspec.MsgspecError, RecursionError):
             text = msgspec.json.encode(_anything.decode(text))
-    return hashlib.sha256(_REWARD.sub(b"", text)).digest()
+    first, *others = text.split(_REWARD)
+    return hashlib.sha256(b"".join([first, *[part.lstrip(_REWARDS_OWN) for part in others]])).digest()
 
 
 def _plain(value: float) -> float | int:
@@ -146,7 +142,7 @@ def _patiently(text: bytes, error: Exception) -> Decoded:
     if numbers.wrong is not None:
         _refuse_unfinished(steps)
         raise Refusal(Reason.NON_FINITE_NUMBER, f"stepsJson holds {numbers.wrong}")
-    return Decoded(steps, _said(text, b"\\u" in text), mended=mended)
+    return Decoded(steps, _said(text), mended=mended)
 
 
 def _loaded(encoded: bytes, numbers: _Numbers) -> Any:

@@ -13,7 +13,7 @@ from babylon_rl.recording.catalog import APPLICATION, OURS, Entry
 from babylon_rl.recording.decoding import Refusal
 from babylon_rl.recording.records import RecordedCall
 
-PIECE_ROWS, PIECE_BYTES = 200, 4 * 2**20  # a single row may be longer
+PIECE_ROWS, PIECE_BYTES = 400, 8 * 2**20  # a single row may be longer
 
 Refuse = Callable[[Entry], Refusal | None]
 

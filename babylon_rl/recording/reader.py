@@ -57,7 +57,7 @@ class RangeReader:
 
     def read(self, window_id: str) -> RecordedWindow:
         """As `read_window`, for a window of the range."""
-        return _whole(window_id, list(self.stream(window_id, texts=True)))
+        return _whole(window_id, list(self.stream(window_id)))
 
     def brief(self, window_id: str) -> RecordedWindow:
         """The window with trajectories that have left their steps and calls behind."""
@@ -65,13 +65,13 @@ class RangeReader:
 
     def trainable(self, window_id: str) -> RecordedWindow:
         """The window with the steps and calls of those trajectories alone that may be trained on."""
-        rows = self.stream(window_id, texts=True)
+        rows = self.stream(window_id)
         return _whole(window_id, [row.brief() if _usable(row) and not _member(row) else row for row in rows])
 
-    def stream(self, window_id: str, *, texts: bool = False) -> Iterator[UsableTrajectory | Rejected]:
+    def stream(self, window_id: str, *, texts: bool = True) -> Iterator[UsableTrajectory | Rejected]:
         """Each row of the window, in any order; a piece of them is in memory at a time.
 
-        `texts`: whether the calls' texts are read.
+        `texts` False: for who looks neither at what calls say nor at whether a run may be trained on.
         """
         rows = self._rows if texts else self._unread
         yield from rows.read(window_id, window_entries(self.recordings, window_id, self.misnamed(window_id)))

@@ -86,12 +86,9 @@ class ReadStep(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=Tr
 
 
 class UnreadCall(msgspec.Struct, frozen=True, gc=False, rename="camel", kw_only=True):
-    """A call whose texts are left as they are spelled in the JSON: reading them costs more than all the rest."""
+    """A call whose texts are not read, which takes as long as all the rest of a step."""
 
     model: str
-    system_prompt: msgspec.Raw
-    user_prompt: msgspec.Raw
-    response: msgspec.Raw
     temperature: float | None
     max_tokens: int | None
     purpose: str

@@ -38,7 +38,8 @@ class Examined(NamedTuple):
 class RowReader:
     """Reads rows of one snapshot. `used`: rows that training used are read as if it had not.
 
-    `texts` False: calls' texts may be left unread.
+    `texts` False: calls' texts are left unread where the call log tells nothing of them, and whether a run may be
+    trained on is not looked at, which its texts tell.
     """
 
     def __init__(self, recordings: Recordings, *, used: bool = False, texts: bool = True) -> None:
@@ -83,7 +84,7 @@ class RowReader:
             return Examined(entry, own.window_id, _rejected(entry, decoded, own.misnamed), [], bool(calls))
         found: UsableTrajectory | Rejected
         try:
-            found = _trajectory(entry, decoded, calls, own)
+            found = _trajectory(entry, decoded, calls, own, self._texts)
         except Refusal as refusal:
             found = _rejected(entry, refusal, own.misnamed)
         else:
@@ -140,7 +141,9 @@ def _as_used(found: UsableTrajectory) -> Rejected:
     return Rejected(found.trajectory_id, found.agent_id, reason.value, TEXTS[reason], found.misnamed, found.digest)
 
 
-def _trajectory(entry: Entry, decoded: Decoded, calls: list[RecordedCall], own: Attribution) -> UsableTrajectory:
+def _trajectory(
+    entry: Entry, decoded: Decoded, calls: list[RecordedCall], own: Attribution, texts: bool
+) -> UsableTrajectory:
     window_id = own.window_id
     assert window_id is not None and entry.ended is not None
     _refuse_not_finite(entry)
@@ -153,7 +156,7 @@ def _trajectory(entry: Entry, decoded: Decoded, calls: list[RecordedCall], own: 
         raise Refusal(Reason.NON_FINITE_NUMBER, f"its P&L runs from {first} to {last}")
     if decoded.conflict is not None:
         raise decoded.conflict
-    reason, detail = trainability(steps, decoded.mended, decoded.nul) or (None, "")
+    reason, detail = (trainability(steps, decoded.mended) if texts else None) or (None, "")
     end_time = entry.ended.replace(tzinfo=UTC)
     balance = finite(entry.final_balance)
     return UsableTrajectory(
@@ -180,8 +183,11 @@ def _trajectory(entry: Entry, decoded: Decoded, calls: list[RecordedCall], own: 
 
 
 def _refuse_not_finite(entry: Entry) -> None:
-    columns = {"finalPnL": entry.final_pnl, "finalBalance": entry.final_balance, "totalReward": entry.total_reward}
-    for name, value in columns.items():
+    for value, name in (
+        (entry.final_pnl, "finalPnL"),
+        (entry.final_balance, "finalBalance"),
+        (entry.total_reward, "totalReward"),
+    ):
         if value is not None and not math.isfinite(value):
             raise Refusal(Reason.NON_FINITE_NUMBER, f"{name} is {value}")
 
@@ -193,19 +199,17 @@ def known_pnls(steps: Sequence[ReadStep], final_pnl: float | None, hour: tuple[i
     A step of another hour does not count: its P&L belongs to that hour. A step without a time (0) does.
     """
     begin, end = hour
-    known: list[float] = []
+    told: list[Any] = []
     for step in steps:
-        if step.timestamp and not begin <= step.timestamp < end:
+        at, action = step.timestamp, step.action
+        if at and not begin <= at < end:
             continue
-        if (pnl := finite(step.environment_state.get("agentPnL"))) is not None:
-            known.append(pnl)
-        for source in (step.action.parameters, step.action.result):
+        told.append(step.environment_state.agentPnL)
+        for source in (action.parameters, action.result):
             if type(source) is dict and ("finalPnL" in source or "initialPnL" in source):
-                told = (finite(source.get("initialPnL")), finite(source.get("finalPnL")))
-                known += [pnl for pnl in told if pnl is not None]
-    if (pnl := finite(final_pnl)) is not None:
-        known.append(pnl)
-    return known
+                told += (source.get("initialPnL"), source.get("finalPnL"))
+    told.append(final_pnl)
+    return [pnl for pnl in map(finite, told) if pnl is not None]
 
 
 def finite(value: Any) -> float | None:

@@ -14,7 +14,7 @@ from babylon_rl.recording.catalog import all_entries
 from babylon_rl.recording.records import ReadStep
 from babylon_rl.recording.row_reader import ENGINE, Examined, RowReader
 from babylon_rl.recording.rows import snowflake
-from babylon_rl.recording.window import Rejected, is_blank
+from babylon_rl.recording.window import Rejected
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 # What the application's agent tick does; its test scripts do something else.
@@ -44,7 +44,7 @@ def survey(recordings: Recordings, first: str | None = None, last: str | None = 
 
     Each database must be in one snapshot (`Database.recordings`).
     """
-    reader = RowReader(recordings, texts=False)
+    reader = RowReader(recordings)
     for batch in all_entries(recordings, first, last):
         yield from map(_surveyed, reader.examine(batch))
 
@@ -60,7 +60,7 @@ def _surveyed(row: Examined) -> SurveyedRow:
         reason=found.reason if refused else None,
         detail=found.detail,
         not_trainable=None if refused else found.not_trainable,
-        has_text=any(not is_blank(call.response) for step in row.steps for call in step.llm_calls),
+        has_text=any(call.response.strip() for step in row.steps for call in step.llm_calls),
         has_logprobs=not refused and found.provenance == "logged",
     )
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -15,14 +15,11 @@ Provenance = Literal["logged", "no_logprobs", "no_text"]
 
 # Purposes of calls that chose no action: what was thought, judged, or asked for something else.
 NOT_DECIDING = frozenset({"reasoning", "evaluation", "other"})
-# What a text of nothing but space begins with, as it is spelled: its end, space, an escape, a byte beyond ASCII.
-_MAY_BE_BLANK = frozenset(bytes([byte]) for byte in (*b'" \\', *range(128, 256)))
 # Characters of system and user prompt together; a million are more tokens than the trained models have room for.
 LONGEST_PROMPT = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class UsableTrajectory:
+class UsableTrajectory(msgspec.Struct, frozen=True, gc=False):
     """One agent's finished run in a window, decoded.
 
     `first_pnl`, `last_pnl`: the first and the last P&L known inside the window, dollars, on whatever scale the
@@ -50,7 +47,7 @@ class UsableTrajectory:
 
     def brief(self) -> "UsableTrajectory":
         """The same without steps and calls, which are nearly all of its memory."""
-        return replace(self, steps=[], calls=[])
+        return msgspec.structs.replace(self, steps=[], calls=[])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,10 @@ def provenance_of(steps: Iterable[ReadStep], calls: Iterable[RecordedCall]) -> P
     """
     calls = list(calls)
     if not calls:
-        return "no_logprobs" if any(s.llm_calls for s in steps) else "no_text"
+        for step in steps:
+            if step.llm_calls:
+                return "no_logprobs"
+        return "no_text"
     wanted = {s.step_number: len(action_calls(s)) for s in steps if s.llm_calls}
     if not wanted:
         return "no_text"
@@ -131,13 +131,10 @@ def action_calls(step: ReadStep) -> list[LLMCall]:
     return marked or [c for c in calls if c.purpose.strip().lower() not in NOT_DECIDING][-1:]
 
 
-def trainability(
-    steps: list[ReadStep], mended: frozenset[tuple[int, int]] = frozenset(), nul: bool = True
-) -> tuple[Reason, str] | None:
+def trainability(steps: list[ReadStep], mended: frozenset[tuple[int, int]] = frozenset()) -> tuple[Reason, str] | None:
     """Why a usable run cannot be trained on, and the detail; None where it can be.
 
-    `mended`: calls by place of step and call whose texts are not what was recorded. `nul`: whether a text may hold NUL,
-    from a caller who knows. A decision without a system prompt
+    `mended`: calls by place of step and call whose texts are not what was recorded. A decision without a system prompt
     is one; without a user prompt or an answer there is nothing to learn from.
     """
     found: dict[Reason, str] = {}
@@ -146,38 +143,20 @@ def trainability(
         for call in action_calls(step):
             decisions += 1
             system, user, response = call.system_prompt, call.user_prompt, call.response
-            if is_blank(user) or is_blank(response):
+            if not user or not response or user.isspace() or response.isspace():
                 found.setdefault(Reason.TEXT_MISSING, f"step {step.step_number}: prompt or answer is empty")
-            if nul and ("\x00" in system or "\x00" in user or "\x00" in response):
+            if "\x00" in system or "\x00" in user or "\x00" in response:
                 found.setdefault(Reason.NOT_STORABLE_TEXT, f"step {step.step_number}: its text holds NUL")
             if mended and any((at, n) in mended and call is one for n, one in enumerate(step.llm_calls)):
                 said = f"step {step.step_number}: its text holds half a surrogate pair"
                 found.setdefault(Reason.NOT_STORABLE_TEXT, said)
-            if (
-                len(system) + len(user) > LONGEST_PROMPT
-                and (length := _letters(system) + _letters(user)) > LONGEST_PROMPT
-            ):
-                said = f"step {step.step_number}: {length} characters, at most {LONGEST_PROMPT} are"
+            if len(system) + len(user) > LONGEST_PROMPT:
+                said = f"step {step.step_number}: {len(system) + len(user)} characters, at most {LONGEST_PROMPT} are"
                 found.setdefault(Reason.PROMPT_TOO_LONG, said)
     if not decisions:
         reason = Reason.NO_DECISION_CALL if any(step.llm_calls for step in steps) else Reason.NO_LLM_CALL
         return reason, TEXTS[reason]
     return next(((reason, found[reason]) for reason in Reason if reason in found), None) if found else None
-
-
-def _letters(text: str | msgspec.Raw) -> int:
-    return len(text) if isinstance(text, str) else len(str(msgspec.json.decode(text)))
-
-
-def is_blank(text: str | msgspec.Raw) -> bool:
-    """Whether a text, read or as it is spelled, says nothing; what is no text says nothing."""
-    if isinstance(text, str):
-        return not text or text.isspace()
-    begin = bytes(memoryview(text)[:2])
-    if begin[:1] != b'"' or begin[1:] not in _MAY_BE_BLANK:
-        return begin[:1] != b'"'
-    read = msgspec.json.decode(text)
-    return not read or read.isspace()
 
 
 def trajectory_digest(
@@ -194,8 +173,8 @@ def trajectory_digest(
     Nothing that training writes later changes it: step rewards are left out, for the application's trainer writes them
     back into the steps.
     """
-    written = f"{trajectory_id}\0{agent_id}\0{end_time.isoformat()}\0{pnls[0]}\0{pnls[1]}\0{final_balance}\0".encode()
-    return hashlib.sha256(written + said + (msgspec.json.encode(calls) if calls else b"")).hexdigest()
+    written = msgspec.json.encode((trajectory_id, agent_id, end_time, *pnls, final_balance, calls))
+    return hashlib.sha256(written + said).hexdigest()
 
 
 def window_revision(trajectories: Iterable[UsableTrajectory | Rejected]) -> str:

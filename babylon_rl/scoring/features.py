@@ -8,7 +8,6 @@ import functools
 import math
 from collections.abc import Mapping
 from itertools import starmap
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,7 +26,6 @@ TICKER, QUESTION = "ticker", "question"
 LONG = frozenset({"buy", "long", "yes", "open_long", "buy_yes", "buy_shares", "sell_no", "close_short"})
 SHORT = frozenset({"sell", "short", "no", "open_short", "buy_no", "sell_shares", "sell_yes", "close_long"})
 COUNTED = (Kind.TRADE, Kind.POST, Kind.COMMENT, Kind.MALFORMED)
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 FEES, SIZE = ("fees", "fee"), ("notional", "amount", "size")
 INSTRUMENT = ("instrument", "ticker", "marketId", "market_id")
 
@@ -89,14 +87,14 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
         action = step.action
         what, done = kind_of(action), action.success
         counts[what, done] = counts.get((what, done), 0) + 1
-        said = _NOTHING if what is Kind.HOLD else _said(action)
-        instrument = _first(said, INSTRUMENT) if said else None
-        if what is not Kind.TRADE:
-            acted[action.action_type, what, 0, _word(instrument), done] = None
+        if what is Kind.HOLD:
+            acted["", what, 0, None, done] = None
             continue
-        direction = _direction(action.action_type, said)
-        acted[action.action_type, what, direction, _word(instrument), done] = None
-        if done:
+        said = _said(action)
+        instrument = _word(_first(said, INSTRUMENT))
+        direction = _direction(action.action_type, said) if what is Kind.TRADE else 0
+        acted[action.action_type, what, direction, instrument, done] = None
+        if done and what is Kind.TRADE:
             fees += _amount(said, FEES)
             name, kind = _instrument(said, instrument, market)
             size = abs(_amount(said, SIZE))
@@ -157,7 +155,7 @@ def _said(action: Action) -> Mapping[str, Any]:
         return asked
     if None in result.values():
         result = {name: value for name, value in result.items() if value is not None}
-    return {**asked, **result}
+    return {**asked, **result} if asked else result
 
 
 def _first(said: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -173,12 +171,11 @@ def _amount(said: Mapping[str, Any], names: tuple[str, ...]) -> float:
     return finite(_first(said, names)) or 0.0
 
 
-def _instrument(said: Mapping[str, Any], name: Any, market: Market) -> tuple[str, str]:
-    text = _word(name)
-    if text is None:
+def _instrument(said: Mapping[str, Any], name: str | None, market: Market) -> tuple[str, str]:
+    if name is None:
         return "unknown", QUESTION
-    named_as_ticker = said.get("ticker") is not None
-    return text, market.kinds.get(text, TICKER if named_as_ticker else QUESTION)
+    kind = market.kinds.get(name)
+    return name, kind or (TICKER if said.get("ticker") is not None else QUESTION)
 
 
 def _word(name: Any) -> str | None:

@@ -33,7 +33,7 @@ def _score(
 
         def score(window_id: str) -> pd.DataFrame:
             digests: list[str] = []
-            usable = _usable(reader.stream(window_id), digests)
+            usable = _usable(reader.stream(window_id, texts=False), digests)
             scoring = WindowScoring(window_id, by_window.get(window_id, outcomes.iloc[:0]), scorer)
             return scoring.scores(usable, lambda: revision_of_digests(digests))
 

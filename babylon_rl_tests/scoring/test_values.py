@@ -77,7 +77,7 @@ def test_nothing_is_valued_where_an_end_is_unknown_or_quotes_are_missing_or_fore
     own = usable(window, ticker, "BUY ACME")
     assert score_window(made.recorded(own), outcomes(window), "heuristic").iloc[0]["action_values"] is None
     for state in ({"agentBalance": 900.0}, {"agentBalance": 900.0, "quotes": [{"bid": 1}]}):
-        other = replace(own, steps=[msgspec.structs.replace(own.steps[0], environment_state=state)])
+        other = msgspec.structs.replace(own, steps=[msgspec.structs.replace(own.steps[0], environment_state=state)])
         assert score_window(made.recorded(other), outcomes(window)).iloc[0]["action_values"] is None
 
 
