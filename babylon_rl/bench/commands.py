@@ -136,6 +136,19 @@ def bench_reading(
     _show(measure_reading(rows, windows, pairs, errors.print), as_json)
 
 
+@app.command("workers")
+def bench_workers(
+    rows: Annotated[int, typer.Option(min=10, help="Recorded rows of 20 steps and about 25 kB.")] = 12_000,
+    windows: Annotated[int, typer.Option(min=8, help="Windows that they are in.")] = 48,
+    pairs: PairsOption = 7,
+    as_json: JsonOption = False,
+) -> None:
+    """From recorded rows to written scores with one process and with two; the server takes its part of the cores."""
+    from babylon_rl.bench.reading import measure_workers
+
+    _show(measure_workers(rows, windows, pairs, errors.print), as_json)
+
+
 @app.command("writing")
 def bench_writing(
     rows: Annotated[int, typer.Option(min=10, help="Rows of scored_trajectories, about a kilobyte each.")] = 24_000,

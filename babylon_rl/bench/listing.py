@@ -3,24 +3,25 @@
 import statistics
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from babylon_rl.bench.scratch import scratch_server
-from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.connect import Database
-from babylon_rl.database.history import current_rows
-from babylon_rl.database.tables import windows
+from babylon_rl.recording.listing import materialized_windows
 
 MOST_SECONDS = 0.05
+MIN_AGENTS = 3
+NOW = datetime(2030, 1, 1, tzinfo=UTC)  # after all of the windows
 
 _WINDOWS = """
     INSERT INTO babylon_rl.windows
         (window_id, status, reason, agents, recorded, usable, rejected, trainable, reasons, not_trainable, revision,
          digest, superseded_at)
     SELECT to_char('2024-03-01'::timestamp + n * interval '1 hour', 'YYYY-MM-DD"T"HH24:00'),
-           CASE WHEN n %% 10 = 0 THEN 'too_few_agents' ELSE 'ready' END, 'made', 20, 500, 480, 20, 300,
+           CASE WHEN n %% 10 = 0 THEN 'too_few_agents' ELSE 'ready' END, 'made', CASE WHEN n %% 10 = 0 THEN 2 ELSE 20 END, 500, 480, 20, 300,
            '{"invalid_json": 15, "unfinished": 5}', '{"no_llm_call": 180}', md5(n::text), md5(n::text),
            CASE WHEN version < %(versions)s THEN now() END
     FROM generate_series(0, %(windows)s - 1) n, generate_series(1, %(versions)s) version
@@ -81,4 +82,4 @@ def measure_listing(count: int, rejected: int, rounds: int, say: Callable[[str],
 def _list_ready(database: Database) -> int:
     """The one place that calls what `babylon-rl windows --ready` calls; how many windows are ready."""
     with database.connect() as connection:
-        return len(read_frame(connection, current_rows(windows).where(windows.c.status == "ready")))
+        return sum(window.ready for window in materialized_windows(connection, MIN_AGENTS, NOW))

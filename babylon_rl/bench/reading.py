@@ -4,10 +4,8 @@ Ours is what a run of the data assets does with recordings: read, decode, featur
 The COPY is the server's own, of the same columns to /dev/null: no reader can be faster than that.
 """
 
-import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import psycopg
@@ -18,7 +16,7 @@ from babylon_rl.bench.pairs import Compared, Limit, take_turns
 from babylon_rl.bench.scratch import scratch_server
 from babylon_rl.database.connect import Database
 from babylon_rl.database.tables import scored_trajectories
-from babylon_rl.database.window_rows import write_rows
+from babylon_rl.database.window_rows import encode_rows, write_rows
 from babylon_rl.scoring.windows import score_windows
 from babylon_rl.windows import shift_window
 
@@ -33,35 +31,58 @@ _COPY = """
 
 
 def measure_reading(rows: int, windows: int, pairs: int, say: Callable[[str], None]) -> Compared:
-    """Seconds of ours with one worker and with two, of the first system's way and of the COPY, on the same rows."""
+    """Seconds of ours, of the first system's way and of the COPY, on the same rows."""
     window_ids = [shift_window(FIRST, number) for number in range(windows)]
     with scratch_server() as (_, database):
+        _fill(database, window_ids, rows)
         with database.connect() as connection:
-            fill_recorded(connection, window_ids, rows)
             connection.execute(SCORES)
         ways = {
             ONE: lambda: _ours(database, window_ids, rows, 1),
             FIRST_SYSTEM: lambda: _theirs(database, window_ids, rows),
             COPY: lambda: _copied(database),
-            TWO: lambda: _ours(database, window_ids, rows, 2),
         }
         seconds = take_turns(ways, pairs, say)
     limits = [
         Limit(of=ONE, against=FIRST_SYSTEM, least=LEAST_FASTER),
         Limit(of=ONE, against=COPY, most=MOST_OF_COPY),
-        Limit(of=TWO, against=ONE, least=LEAST_OF_TWO),
     ]
-    return Compared(
-        title=f"{rows:,} recorded rows of 20 steps, {windows} windows", rows=rows, seconds=seconds, limits=limits
-    )
+    return Compared(title=_title(rows, windows), rows=rows, seconds=seconds, limits=limits)
 
 
-def score_and_write(database: Database, window_ids: Sequence[str]) -> int:
+def measure_workers(rows: int, windows: int, pairs: int, say: Callable[[str], None]) -> Compared:
+    """Seconds of ours with one worker and with two, on the same rows.
+
+    Two pay where a range is long: what the second process imports is imported once, in the round that is not counted.
+    """
+    window_ids = [shift_window(FIRST, number) for number in range(windows)]
+    with scratch_server() as (_, database):
+        _fill(database, window_ids, rows)
+        ways = {
+            ONE: lambda: _ours(database, window_ids, rows, 1),
+            TWO: lambda: _ours(database, window_ids, rows, 2),
+        }
+        seconds = take_turns(ways, pairs, say)
+    limits = [Limit(of=TWO, against=ONE, least=LEAST_OF_TWO)]
+    return Compared(title=_title(rows, windows), rows=rows, seconds=seconds, limits=limits)
+
+
+def _title(rows: int, windows: int) -> str:
+    return f"{rows:,} recorded rows of 20 steps, {windows} windows"
+
+
+def _fill(database: Database, window_ids: Sequence[str], rows: int) -> None:
+    with database.connect() as connection:
+        fill_recorded(connection, window_ids, rows)
+
+
+def score_and_write(database: Database, window_ids: Sequence[str], workers: int = 1) -> int:
     """What a run of the data assets does with recordings that no market was recorded beside; the rows written."""
     outcomes = pd.DataFrame(columns=["window_id", "instrument", "kind", "change", "revision"])
-    rows = score_windows(database, window_ids, outcomes, "alpha")
+    rows = score_windows(database, window_ids, outcomes, "alpha", workers=workers)
     if rows.failed:
         raise AssertionError(f"windows failed: {dict(rows.failed)}")
+    rows = encode_rows(scored_trajectories, rows)
     with database.connect() as connection:
         return write_rows(connection, scored_trajectories, rows).written
 
@@ -69,30 +90,12 @@ def score_and_write(database: Database, window_ids: Sequence[str]) -> int:
 def _ours(database: Database, window_ids: Sequence[str], rows: int, workers: int) -> float:
     with database.connect() as connection:
         empty(connection, scored_trajectories)
-    with _workers(workers):
-        begun = time.monotonic()
-        written = score_and_write(database, window_ids)
-        took = time.monotonic() - begun
+    begun = time.monotonic()
+    written = score_and_write(database, window_ids, workers)
+    took = time.monotonic() - begun
     if written != rows:
         raise AssertionError(f"{written} rows were written instead of {rows}")
     return took
-
-
-@contextlib.contextmanager
-def _workers(workers: int) -> Iterator[None]:
-    """Have so many worker processes read: the one place where the bench says how many."""
-    from babylon_rl.settings import get_settings
-
-    before = os.environ.get("BABYLON_RL_WORKERS")
-    os.environ["BABYLON_RL_WORKERS"] = str(workers)
-    get_settings.cache_clear()
-    try:
-        yield
-    finally:
-        os.environ.pop("BABYLON_RL_WORKERS")
-        if before is not None:
-            os.environ["BABYLON_RL_WORKERS"] = before
-        get_settings.cache_clear()
 
 
 def _theirs(database: Database, window_ids: Sequence[str], rows: int) -> float:

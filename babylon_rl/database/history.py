@@ -6,9 +6,9 @@ superseded and adds the new ones at the same moment of the same transaction. Not
 
 import hashlib
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from psycopg import sql
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from babylon_rl.database.bulk import copy_encoded
+from babylon_rl.database.kept import Kept
 from babylon_rl.database.values import UnfitValue
 from babylon_rl.database.wire import NULL, Pieces, all_null, fields, pieces, row_head, whole_rows
 from babylon_rl.errors import DatabaseError
@@ -29,6 +30,8 @@ HISTORY_COLUMNS = ("row_id", "digest", "created_at", "superseded_at")
 MOST_WINDOW_LOCKS = 200
 # Rows that are encoded at a time.
 BATCH_ROWS = 4_000
+# Bytes of encoded rows that stay in memory.
+HELD_BYTES = 64 * 2**20
 
 
 class Span(NamedTuple):
@@ -66,70 +69,87 @@ class UnfitWindow(DatabaseError):
 class EncodedPart:
     """Some windows' rows as COPY takes them, each window with the digest of its rows.
 
-    `columns`: those of the rows; `empty`: columns that came with them and are NULL in all.
+    `columns`: names of those of the rows; `empty`: columns that came with them and are NULL in all.
     """
 
-    columns: tuple[sa.Column, ...]
-    empty: tuple[sa.Column, ...]
+    columns: tuple[str, ...]
+    empty: tuple[str, ...]
     windows: Mapping[str, tuple[str, list[bytes]]]
 
 
 @dataclass(frozen=True)
 class EncodedWindows:
-    """The rows of a run's windows, encoded; `unfit`: windows with a value that the table cannot hold, and why."""
+    """The rows of a run's windows, encoded; `unfit`: windows with a value that the table cannot hold, and why.
+
+    `made`: their rows, and perhaps some of windows that were left out since; `digests`: of each window with rows.
+    """
 
     table: sa.Table
     window_ids: tuple[str, ...]
-    parts: tuple[EncodedPart, ...]
+    made: Iterable[EncodedPart]
+    digests: Mapping[str, str]
     unfit: Mapping[str, str]
 
     @property
     def version(self) -> str:
         """SHA-256 over the windows' digests; the same for the same rows."""
-        digests = {w: digest for part in self.parts for w, (digest, _) in part.windows.items()}
-        told = "\n".join(f"{window_id} {digests.get(window_id, '')}" for window_id in self.window_ids)
+        told = "\n".join(f"{window_id} {self.digests.get(window_id, '')}" for window_id in self.window_ids)
         return hashlib.sha256(told.encode()).hexdigest()
 
     def without(self, window_ids: Collection[str]) -> "EncodedWindows":
         """The same, and nothing of these windows."""
-        left = {w for w in self.window_ids if w not in window_ids}
-        parts = (
-            EncodedPart(p.columns, p.empty, {w: of for w, of in p.windows.items() if w in left}) for p in self.parts
-        )
-        kept = tuple(window_id for window_id in self.window_ids if window_id in left)
-        return EncodedWindows(self.table, kept, tuple(parts), self.unfit)
+        return replace(self, window_ids=tuple(w for w in self.window_ids if w not in window_ids))
+
+    @property
+    def parts(self) -> Iterator[EncodedPart]:
+        """The rows of the windows, part by part."""
+        wanted = set(self.window_ids)
+        for part in self.made:
+            yield EncodedPart(part.columns, part.empty, {w: of for w, of in part.windows.items() if w in wanted})
 
 
-def encode_windows(table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame) -> EncodedWindows:
-    """`frame` as the rows of `window_ids`, for `replace_encoded`; errors as `replace_windows`, but for `unfit`."""
+def encode_windows(
+    table: sa.Table, window_ids: Sequence[str], frames: pd.DataFrame | Iterable[pd.DataFrame]
+) -> EncodedWindows:
+    """The rows of `window_ids` for `replace_encoded`; frames and errors as of `replace_windows`, but for `unfit`."""
     unfit: dict[str, str] = {}
-    wanted, parts = _encoded(table, window_ids, frame, unfit)
-    made = tuple(parts)
-    return EncodedWindows(table, tuple(window_id for window_id in wanted if window_id not in unfit), made, unfit)
+    wanted, parts = _encoded(table, window_ids, frames, unfit)
+    made: Kept[EncodedPart] = Kept(HELD_BYTES)
+    digests: dict[str, str] = {}
+    for part in parts:
+        made.add(part, sum(len(row) for _, rows in part.windows.values() for row in rows))
+        digests |= {window_id: digest for window_id, (digest, _) in part.windows.items()}
+    return EncodedWindows(table, tuple(w for w in wanted if w not in unfit), made, digests, unfit)
 
 
 def replace_windows(
-    connection: psycopg.Connection, table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame
+    connection: psycopg.Connection,
+    table: sa.Table,
+    window_ids: Sequence[str],
+    frames: pd.DataFrame | Iterable[pd.DataFrame],
 ) -> Replaced:
-    """Make `frame` the current rows of `window_ids`, within the caller's transaction.
+    """Make the rows of `frames` the current ones of `window_ids`, within the caller's transaction.
 
-    frame: columns of `table` without the history's, `window_id` among them; a window of `window_ids` without rows
-    loses its current ones. DatabaseError where a row belongs to no window of `window_ids`, UnfitWindow for a value
+    frames: one or several, a window's rows all in one of them; columns of `table` without the history's, `window_id`
+    among them. A window of `window_ids` without rows loses its current ones. DatabaseError where a row belongs to no window of `window_ids`, UnfitWindow for a value
     that does not fit its column, WindowIdError for a bad id. Writers of one window wait for each other.
     """
-    return _replace(connection, table, *_encoded(table, window_ids, frame, None))
+    return _replace(connection, table, *_encoded(table, window_ids, frames, None))
 
 
 def replace_encoded(connection: psycopg.Connection, encoded: EncodedWindows) -> Replaced:
     """`replace_windows` for rows that are encoded already; windows that are unfit keep what they have."""
-    return _replace(connection, encoded.table, encoded.window_ids, iter(encoded.parts))
+    return _replace(connection, encoded.table, encoded.window_ids, encoded.parts)
 
 
 # --- the rows --------------------------------------------------------------------------------------
 
 
 def _encoded(
-    table: sa.Table, window_ids: Sequence[str], frame: pd.DataFrame, unfit: dict[str, str] | None
+    table: sa.Table,
+    window_ids: Sequence[str],
+    frames: pd.DataFrame | Iterable[pd.DataFrame],
+    unfit: dict[str, str] | None,
 ) -> tuple[list[str], Iterator[EncodedPart]]:
     """The windows in order, and their rows as they are encoded, part by part.
 
@@ -138,11 +158,24 @@ def _encoded(
     wanted = sorted(set(window_ids))
     for window_id in wanted:
         parse_window_id(window_id)
-    if frame.empty:
-        return wanted, iter(())
-    frame, spans = _by_window(_in_table(table, frame), table, wanted)
-    columns = tuple(table.c[name] for name in frame.columns)
-    return wanted, _joined(part for batch in _batches(spans) for part in _parts(frame, columns, batch, unfit))
+    return wanted, _joined(_each_part(table, wanted, [frames] if isinstance(frames, pd.DataFrame) else frames, unfit))
+
+
+def _each_part(
+    table: sa.Table, wanted: Sequence[str], frames: Iterable[pd.DataFrame], unfit: dict[str, str] | None
+) -> Iterator[EncodedPart]:
+    seen: set[str] = set()
+    for frame in frames:
+        if frame.empty:
+            continue
+        ordered, spans = _by_window(_in_table(table, frame), table, wanted)
+        again = sorted(seen.intersection(span.window_id for span in spans))
+        if again:
+            raise DatabaseError(f"{table.name}: rows of {again[0]} came in several frames; a window's come in one.")
+        seen.update(span.window_id for span in spans)
+        columns = tuple(table.c[name] for name in ordered.columns)
+        for batch in _batches(spans):
+            yield from _parts(ordered, columns, batch, unfit)
 
 
 def _parts(
@@ -176,8 +209,9 @@ def _part(columns: Sequence[sa.Column], window_id: str, encoded: Sequence[Pieces
     rows = whole_rows(piece for i in filled for piece in encoded[i])
     digest = hashlib.sha256(" ".join(columns[i].name for i in filled).encode())
     digest.update(b"".join(sorted(rows)))
-    named = tuple(columns[i] for i in filled)
-    return EncodedPart(named, tuple(c for c in columns if c not in named), {window_id: (digest.hexdigest(), rows)})
+    named = tuple(columns[i].name for i in filled)
+    empty_ones = tuple(column.name for column, nothing in zip(columns, empty, strict=True) if nothing)
+    return EncodedPart(named, empty_ones, {window_id: (digest.hexdigest(), rows)})
 
 
 def _joined(parts: Iterator[EncodedPart]) -> Iterator[EncodedPart]:
@@ -279,7 +313,7 @@ def _replace(
 
 def _write(connection: psycopg.Connection, table: sa.Table, part: EncodedPart, moment: datetime) -> tuple[int, int]:
     """Supersede the windows' rows and add the others; how many of each."""
-    columns = [*part.columns, *part.empty, table.c.digest, table.c.created_at]
+    columns = [*(table.c[name] for name in (*part.columns, *part.empty)), table.c.digest, table.c.created_at]
     head, (created,) = row_head(len(columns)), fields(table.c.created_at, [moment])
 
     def windows() -> Iterator[bytes]:

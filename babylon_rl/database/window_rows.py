@@ -4,7 +4,7 @@ The open failures of an asset are rows of `window_failures`; a later asset waits
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from babylon_rl.database.history import (
     replace_encoded,
     replace_windows,
 )
+from babylon_rl.database.kept import KeptFrames, one_frame
 from babylon_rl.database.tables import SCHEMA, metadata, window_failures
 from babylon_rl.errors import DatabaseError, SettingsError
 from babylon_rl.windows import parse_window_id
@@ -52,14 +53,15 @@ class WindowError:
 class WindowRows:
     """Rows of the windows that were computed, and why the others of `window_ids` were not.
 
-    `beside`: rows of the same windows for other tables, by the table's name; they are written in the same transaction.
-    `also`: what else is written in that transaction. `encoded`: what `encode_rows` made of all rows.
+    `made`: the rows, and perhaps some of windows that failed later. `beside`: rows of the same windows for other
+    tables, by the table's name; they are written in the same transaction. `also`: what else is written in that
+    transaction. `encoded`: what `encode_rows` made of all rows.
     """
 
-    frame: pd.DataFrame
+    made: pd.DataFrame | KeptFrames
     window_ids: tuple[str, ...]
     failed: Mapping[str, WindowError] = field(default_factory=dict)
-    beside: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    beside: Mapping[str, pd.DataFrame | KeptFrames] = field(default_factory=dict)
     also: Sequence[Callable[[psycopg.Connection], object]] = ()
     encoded: tuple[EncodedWindows, ...] | None = field(default=None, repr=False, compare=False)
 
@@ -67,6 +69,23 @@ class WindowRows:
     def computed(self) -> list[str]:
         """Windows whose rows are in the frame, or that have none."""
         return [window_id for window_id in self.window_ids if window_id not in self.failed]
+
+    @property
+    def frames(self) -> Iterator[pd.DataFrame]:
+        """The rows of the computed windows, each window's in one frame; few frames are in memory at a time."""
+        return _without(self.made, self.failed)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rows of the computed windows at once."""
+        return one_frame(list(self.frames), list(self.made.columns))
+
+    @property
+    def count(self) -> int:
+        """Number of rows of the computed windows."""
+        if isinstance(self.made, KeptFrames):
+            return sum(rows for window_id, rows in self.made.rows.items() if window_id not in self.failed)
+        return sum(map(len, self.frames))
 
 
 def each_window(
@@ -91,21 +110,14 @@ def each_window(
     return made, failed
 
 
-def one_frame(frames: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-    """The frames as one; the columns without rows where all are empty."""
-    filled = [frame for frame in frames if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(columns))
-
-
 def encode_rows(table: sa.Table, rows: WindowRows) -> WindowRows:
     """The rows with what is written of them; a window with a value that does not fit its column fails by itself."""
-    encoded = [encode_windows(one, rows.computed, frame) for one, frame in _frames(table, rows)]
+    encoded = [encode_windows(one, rows.computed, frames) for one, frames in _tables(table, rows)]
     unfit = {w: WindowError(UnfitWindow.__name__, why) for one in encoded for w, why in one.unfit.items()}
     if not unfit:
         return dataclasses.replace(rows, encoded=tuple(encoded))
     return dataclasses.replace(
         rows,
-        frame=rows.frame[~rows.frame["window_id"].isin(unfit)].reset_index(drop=True),
         failed={**rows.failed, **unfit},
         encoded=tuple(one.without(unfit) for one in encoded),
     )
@@ -119,17 +131,24 @@ def write_rows(connection: psycopg.Connection, table: sa.Table, rows: WindowRows
     if rows.encoded is not None:
         done = {one.table.name: replace_encoded(connection, one) for one in rows.encoded}
     else:
-        done = {one.name: replace_windows(connection, one, rows.computed, f) for one, f in _frames(table, rows)}
+        done = {one.name: replace_windows(connection, one, rows.computed, f) for one, f in _tables(table, rows)}
     for write in rows.also:
         write(connection)
     book_windows(connection, table.name, rows.computed, rows.failed)
     return done[table.name]
 
 
-def _frames(table: sa.Table, rows: WindowRows) -> list[tuple[sa.Table, pd.DataFrame]]:
+def _tables(table: sa.Table, rows: WindowRows) -> list[tuple[sa.Table, Iterator[pd.DataFrame]]]:
     """The tables and their rows, in one order for all writers, so that none waits in a circle."""
-    frames = {table.name: rows.frame, **rows.beside}
-    return [(metadata.tables[f"{SCHEMA}.{name}"], frames[name]) for name in sorted(frames)]
+    made = {table.name: rows.made, **rows.beside}
+    return [(metadata.tables[f"{SCHEMA}.{name}"], _without(made[name], rows.failed)) for name in sorted(made)]
+
+
+def _without(made: pd.DataFrame | KeptFrames, failed: Mapping[str, WindowError]) -> Iterator[pd.DataFrame]:
+    """Frames of the rows of other windows than the failed ones."""
+    for frame in [made] if isinstance(made, pd.DataFrame) else made:
+        gone = frame["window_id"].isin(failed) if failed and "window_id" in frame else None
+        yield frame if gone is None or not gone.any() else frame[~gone].reset_index(drop=True)
 
 
 def book_windows(

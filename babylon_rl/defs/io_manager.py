@@ -40,7 +40,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             replaced = write_rows(connection, table, obj)
         context.add_output_metadata(
             {
-                "dagster/row_count": len(obj.frame),
+                "dagster/row_count": obj.count,
                 "run: rows written": replaced.written,
                 "run: rows superseded": replaced.superseded,
                 "run: windows unchanged": len(replaced.unchanged),

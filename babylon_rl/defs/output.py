@@ -36,7 +36,7 @@ def written(
     _tell_failed(context, database, table, rows)
     assert rows.encoded is not None
     version = next(encoded.version for encoded in rows.encoded if encoded.table is table)
-    shown = describe_windows(context, rows.computed, rows.frame, describe)
+    shown = describe_windows(context, rows.computed, rows.frames, describe)
     return dg.Output(rows, metadata=shown, data_version=dg.DataVersion(version))
 
 

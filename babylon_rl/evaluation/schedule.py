@@ -10,7 +10,8 @@ import msgspec
 import pandas as pd
 import psycopg
 
-from babylon_rl.database.window_rows import WindowRows, each_window, one_frame, waiting_for
+from babylon_rl.database.kept import one_frame
+from babylon_rl.database.window_rows import WindowRows, each_window, waiting_for
 from babylon_rl.evaluation.compare import COLUMNS, choose_candidate, comparison_rows, info_row, window_pnl
 from babylon_rl.evaluation.gates import decide
 from babylon_rl.evaluation.paired import paired_effect

@@ -12,7 +12,8 @@ import pandas as pd
 
 from babylon_rl.database.connect import Database
 from babylon_rl.database.tables import rejected_trajectories
-from babylon_rl.database.window_rows import WindowError, WindowRows, each_window, one_frame
+from babylon_rl.database.kept import KeptFrames
+from babylon_rl.database.window_rows import WindowError, WindowRows, each_window
 from babylon_rl.recording.accounting import count_recorded
 from babylon_rl.recording.catalog import Elsewhere
 from babylon_rl.recording.parallel import by_parts
@@ -52,9 +53,9 @@ class _Part:
     """What one process found of its windows."""
 
     rows: list[dict[str, Any]]
-    rejected: list[pd.DataFrame]
+    rejected: KeptFrames
     failed: dict[str, WindowError]
-    without_window: list[Elsewhere] = field(default_factory=list)
+    without_window: dict[str, Elsewhere] = field(default_factory=dict)
 
 
 def summarize_windows(
@@ -65,17 +66,22 @@ def summarize_windows(
     Of each row only its figures are kept. `recorded` is what the database counts in the snapshot that is read.
     """
     work = functools.partial(_summarize, database, min_agents, datetime.now(UTC))
-    parts = by_parts(work, window_ids, workers)
-    failed = {window_id: error for part in parts for window_id, error in part.failed.items()}
-    rejected = one_frame([frame for part in parts for frame in part.rejected], COLUMNS)
-    without_window = [row for part in parts for row in part.without_window]
+    rows: list[dict[str, Any]] = []
+    rejected = KeptFrames(COLUMNS)
+    failed: dict[str, WindowError] = {}
+    without_window: dict[str, Elsewhere] = {}
+    for part in by_parts(work, window_ids, workers):
+        rows += part.rows
+        rejected.take(part.rejected)
+        failed |= part.failed
+        without_window |= part.without_window
     computed = [window_id for window_id in window_ids if window_id not in failed]
     return WindowRows(
-        pd.DataFrame([row for part in parts for row in part.rows]),
+        pd.DataFrame(rows),
         tuple(window_ids),
         failed,
         {rejected_trajectories.name: rejected},
-        (functools.partial(keep_without_window, window_ids=computed, rows=without_window),),
+        (functools.partial(keep_without_window, window_ids=computed, rows=list(without_window.values())),),
     )
 
 
@@ -84,13 +90,16 @@ def _summarize(database: Database, min_agents: int, now: datetime, window_ids: S
     with database.recordings() as recordings:
         counts, reader = count_recorded(recordings, window_ids), RangeReader(recordings, window_ids)
 
-        def summarize(window_id: str) -> tuple[dict[str, Any], pd.DataFrame]:
+        rejected = KeptFrames(COLUMNS)
+
+        def summarize(window_id: str) -> dict[str, Any]:
             recorded = reader.brief(window_id)
             row = {**window_summary(recorded, min_agents, now), "recorded": counts[window_id]}
-            return row, rejected_frame(recorded)
+            rejected.add(rejected_frame(recorded))
+            return row
 
-        made, failed = each_window(window_ids, summarize)
-    return _Part([row for row, _ in made], [frame for _, frame in made], failed, list(reader.without_window.values()))
+        rows, failed = each_window(window_ids, summarize)
+    return _Part(rows, rejected, failed, reader.without_window)
 
 
 def _status(recorded: RecordedWindow, min_agents: int, now: datetime) -> tuple[str, str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from babylon_rl.database.connect import Database
-from babylon_rl.database.window_rows import WindowError, WindowRows, each_window, one_frame, waiting_for
+from babylon_rl.database.kept import KeptFrames
+from babylon_rl.database.window_rows import WindowError, WindowRows, each_window, waiting_for
 from babylon_rl.recording.parallel import by_parts
 from babylon_rl.recording.reader import RangeReader
 from babylon_rl.recording.window import Rejected, UsableTrajectory, revision_of_digests
@@ -18,27 +19,30 @@ def score_windows(
 ) -> WindowRows:
     """Rows of `scored_trajectories`; `outcomes` are those of all the windows."""
     scorer_of(scorer)
-    parts = by_parts(functools.partial(_score, database, outcomes, scorer), window_ids, workers)
-    failed = {window_id: error for _, errors in parts for window_id, error in errors.items()}
-    return WindowRows(one_frame([frame for frame, _ in parts], COLUMNS), tuple(window_ids), failed)
+    made, failed = KeptFrames(COLUMNS), {}
+    for own, errors in by_parts(functools.partial(_score, database, outcomes, scorer), window_ids, workers):
+        made.take(own)
+        failed |= errors
+    return WindowRows(made, tuple(window_ids), failed)
 
 
 def _score(
     database: Database, outcomes: pd.DataFrame, scorer: str, window_ids: Sequence[str]
-) -> tuple[pd.DataFrame, dict[str, WindowError]]:
+) -> tuple[KeptFrames, dict[str, WindowError]]:
+    made = KeptFrames(COLUMNS)
     by_window = dict(iter(outcomes.groupby("window_id"))) if len(outcomes) else {}
     with database.recordings() as recordings:
         waiting = waiting_for(recordings.ours, ("windows", "market_outcomes"), window_ids)
         reader = RangeReader(recordings, window_ids)
 
-        def score(window_id: str) -> pd.DataFrame:
+        def score(window_id: str) -> None:
             digests: list[str] = []
             usable = _usable(reader.stream(window_id, texts=False), digests)
             scoring = WindowScoring(window_id, by_window.get(window_id, outcomes.iloc[:0]), scorer)
-            return scoring.scores(usable, lambda: revision_of_digests(digests))
+            made.add(scoring.scores(usable, lambda: revision_of_digests(digests)))
 
-        frames, failed = each_window(window_ids, score, waiting)
-    return one_frame(frames, COLUMNS), failed
+        _, failed = each_window(window_ids, score, waiting)
+    return made, failed
 
 
 def _usable(rows: Iterator[UsableTrajectory | Rejected], digests: list[str]) -> Iterator[UsableTrajectory]:
