@@ -21,7 +21,8 @@ _WINDOWS = """
         (window_id, status, reason, agents, recorded, usable, rejected, trainable, reasons, not_trainable, revision,
          digest, superseded_at)
     SELECT to_char('2024-03-01'::timestamp + n * interval '1 hour', 'YYYY-MM-DD"T"HH24:00'),
-           CASE WHEN n %% 10 = 0 THEN 'too_few_agents' ELSE 'ready' END, 'made', CASE WHEN n %% 10 = 0 THEN 2 ELSE 20 END, 500, 480, 20, 300,
+           CASE WHEN n %% 10 = 0 THEN 'too_few_agents' ELSE 'ready' END, 'made',
+           CASE WHEN n %% 10 = 0 THEN 2 ELSE 20 END, 500, 480, 20, 300,
            '{"invalid_json": 15, "unfinished": 5}', '{"no_llm_call": 180}', md5(n::text), md5(n::text),
            CASE WHEN version < %(versions)s THEN now() END
     FROM generate_series(0, %(windows)s - 1) n, generate_series(1, %(versions)s) version

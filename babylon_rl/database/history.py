@@ -131,8 +131,9 @@ def replace_windows(
     """Make the rows of `frames` the current ones of `window_ids`, within the caller's transaction.
 
     frames: one or several, a window's rows all in one of them; columns of `table` without the history's, `window_id`
-    among them. A window of `window_ids` without rows loses its current ones. DatabaseError where a row belongs to no window of `window_ids`, UnfitWindow for a value
-    that does not fit its column, WindowIdError for a bad id. Writers of one window wait for each other.
+    among them. A window of `window_ids` without rows loses its current ones. DatabaseError where a row belongs to no
+    window of `window_ids`, UnfitWindow for a value that does not fit its column, WindowIdError for a bad id. Writers of
+    one window wait for each other.
     """
     return _replace(connection, table, *_encoded(table, window_ids, frames, None))
 

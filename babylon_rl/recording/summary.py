@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from babylon_rl.database.connect import Database
-from babylon_rl.database.tables import rejected_trajectories
 from babylon_rl.database.kept import KeptFrames
+from babylon_rl.database.tables import rejected_trajectories
 from babylon_rl.database.window_rows import WindowError, WindowRows, each_window
 from babylon_rl.recording.accounting import count_recorded
 from babylon_rl.recording.catalog import Elsewhere

@@ -15,8 +15,9 @@ Describe = Callable[[str, Rows], Mapping[str, Any]]
 def describe_windows(
     context: dg.AssetExecutionContext, window_ids: Sequence[str], frames: Iterable[pd.DataFrame], describe: Describe
 ) -> dict[str, Any]:
-    """Describe each window in its own partition; `frames`: a window's rows are all in one. Returns what belongs into the output's metadata, shared by all.
+    """Describe each window in its own partition; `frames`: a window's rows are all in one.
 
+    Returns what belongs into the output's metadata, shared by all:
     Dagster shows what is shared above what is a partition's own, and stores it with each partition, so it is short.
     `status` and `reason` stand in it for their place alone: each window has its own.
     """
