@@ -66,7 +66,7 @@ class Worked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cases(share: float) -> list[Case]:
-    """The three cases, or that share of their rows and windows."""
+    """The four cases, or that share of their rows and windows."""
 
     def part(number: int, least: int) -> int:
         return max(round(number * share), least)
@@ -74,6 +74,8 @@ def cases(share: float) -> list[Case]:
     return [
         Case(name="small rows", rows=part(1_000_000, 100), windows=part(2_000, 20), steps=1,
              windows_a_run=part(100, 2)),
+        Case(name="one run of all", rows=part(1_000_000, 100), windows=part(2_000, 20), steps=1,
+             windows_a_run=part(2_000, 20)),
         Case(name="large rows", rows=part(50_000, 100), windows=part(100, 20), steps=20, windows_a_run=part(10, 2)),
         Case(name="one window", rows=part(10_000, 100), windows=1, steps=20, windows_a_run=1),
     ]  # fmt: skip
