@@ -20,6 +20,21 @@ class DatabaseError(BabylonError):
     """A database cannot be reached, used or created."""
 
 
+class Unreachable(DatabaseError):
+    """A database cannot be reached: `what` happened, and the remedy, which depends on who asked."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what} {remedy}")
+        self.what = what
+
+    def __reduce__(self) -> tuple:
+        return (_unreachable, (self.what, str(self)))
+
+
+def _unreachable(what: str, told: str) -> Unreachable:
+    return Unreachable(what, told[len(what) + 1 :])
+
+
 class RecordingError(BabylonError):
     """A recording cannot be written or read."""
 

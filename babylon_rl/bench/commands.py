@@ -167,7 +167,7 @@ def bench_memory(
     share: Annotated[float, typer.Option(min=0.0001, max=1, help="Share of the rows and windows.")] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Peak memory over a million small rows, in many runs and in one, fifty thousand large ones and one window of ten thousand.
+    """Peak memory over a million small rows, fifty thousand large ones and one window of ten thousand.
 
     Takes many minutes and some gigabytes of disk, which are freed. Exit code 1: over a limit.
     """

@@ -17,7 +17,7 @@ from babylon_rl.database.application_tables import application_metadata
 from babylon_rl.database.bulk import encode_json
 from babylon_rl.database.embedded import APPLICATION_DATABASE, EmbeddedServer, default_home
 from babylon_rl.database.urls import database_name, libpq_url, pooled, redacted, schema_of, with_driver
-from babylon_rl.errors import DatabaseError
+from babylon_rl.errors import DatabaseError, Unreachable
 from babylon_rl.settings import Settings
 
 CONNECT_SECONDS = 10
@@ -333,13 +333,15 @@ def _unreachable(url: str, error: psycopg.Error, of_application: bool) -> Databa
     if isinstance(error, psycopg.ProgrammingError):
         return DatabaseError(f"The database {redacted(url)} cannot be named so: {said}. Take that out of the URL.")
     if of_application:
-        return DatabaseError(
-            f"The application's database {redacted(url)} cannot be reached: {said}. See that the server runs and that "
-            "DATABASE_URL is right; with DATABASE_URL empty the recordings are read in the database of our tables."
+        return Unreachable(
+            f"The application's database {redacted(url)} cannot be reached: {said}.",
+            "See that the server runs and that DATABASE_URL is right; with DATABASE_URL empty the recordings are read "
+            "in the database of our tables.",
         )
-    return DatabaseError(
-        f"The database {redacted(url)} cannot be reached: {said}. See that the server runs and that the URL is right, "
-        "or leave BABYLON_RL_DATABASE_URL empty to use the embedded server."
+    return Unreachable(
+        f"The database {redacted(url)} cannot be reached: {said}.",
+        "See that the server runs and that the URL is right, or leave BABYLON_RL_DATABASE_URL empty to use the "
+        "embedded server.",
     )
 
 

@@ -138,7 +138,7 @@ windows = asset_table(
         sa.Integer,
         nullable=False,
         server_default="0",
-        comment="rows whose windowId is absent or names another window",
+        comment="rows whose windowId names something else",
     ),
     sa.Column("pnl_mean", Real),
     sa.Column("pnl_std", Real),

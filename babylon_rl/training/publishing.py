@@ -22,7 +22,7 @@ from babylon_rl.database.connect import Database
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import checkpoint_evaluations
 from babylon_rl.database.urls import redacted
-from babylon_rl.errors import DatabaseError, PublishingError
+from babylon_rl.errors import DatabaseError, PublishingError, Unreachable
 from babylon_rl.groups.snapshots import load_snapshot
 from babylon_rl.recording.rows import snowflake
 from babylon_rl.training.published_rows import (
@@ -300,10 +300,11 @@ def _told(url: str) -> Iterator[None]:
     """Whatever the application's database refuses, as a PublishingError with what to do."""
     try:
         yield
-    except DatabaseError as error:  # of reaching it; the remedy there is for our own database
+    except DatabaseError as error:
+        what = error.what if isinstance(error, Unreachable) else str(error)
         raise PublishingError(
-            f"Nothing was published. {str(error).partition(' See that')[0]} BABYLON_RL_PUBLISH_URL names it: see that "
-            "the server runs and that the URL is right, or leave the variable empty."
+            f"Nothing was published. {what} BABYLON_RL_PUBLISH_URL names it: see that the server runs and that the URL "
+            "is right, or leave the variable empty."
         ) from None
     except psycopg.Error as error:
         said = (str(error).strip().splitlines() or ["no detail"])[0]

@@ -41,7 +41,7 @@ NEW = (
             sa.Integer(),
             server_default="0",
             nullable=False,
-            comment="rows whose windowId is absent or names another window",
+            comment="rows whose windowId names something else",
         ),
     ),
     (
