@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from babylon_rl.recording.attribution import attribute
 from babylon_rl.recording.contract import MOST, Line, Row, Step, schema
-from babylon_rl.windows import window_of
+from babylon_rl.recording.row_reader import FINISHED, finite
 
 MOST_PROBLEMS = 20  # told of one line
-FINISHED = {"completed", "completed_with_errors"}
 SHOWN = 60  # letters of a value that is told
 
 UNSTORABLE, STORABLE = "NUL or half of a surrogate pair", "letters that PostgreSQL can hold"
@@ -28,7 +28,9 @@ CAUTIONS = {
     "not_training_data": "isTrainingData is false: neither scored nor trained on",
     "unfinished": "finalStatus is not completed or completed_with_errors, or a step's action is pending: not scored",
     "empty_steps": "steps is empty: not scored",
-    "no_pnl": "fewer than two P&L are known (agentPnL of a step, finalPnL): not scored",
+    "no_pnl": "no P&L is known (agentPnL of a step, initialPnL and finalPnL of an action, finalPnL): not scored",
+    "one_pnl": "one P&L is known (of those), so that of the window is 0",
+    "impossible_time": "endTime is of no year from 1 to 9999 in UTC: in no window, not scored",
     "off_hour_window": "windowId is a time that is no whole hour: in no window, not scored",
     "misnamed": "windowId is not the UTC hour of endTime: read in the hour of endTime",
     "no_llm_call": "no call of a language model in llmCalls: scored, not trained on",
@@ -298,20 +300,24 @@ def _cautions(recorded: Line | Row, steps: list[Step]) -> Iterator[str]:
         yield "unfinished"
     if not steps:
         yield "empty_steps"
-    known = [step for step in steps if step.environment_state.agent_pnl is not None]
-    if len(known) + (recorded.final_pnl is not None) < 2:
-        yield "no_pnl"
-    if recorded.window_id is not None and recorded.window_id != window_of(moment(recorded.end_time)):
-        yield "off_hour_window" if _is_off_hour(recorded.window_id) else "misnamed"
+    known = _known_pnls(recorded, steps)
+    if known < 2:
+        yield "one_pnl" if known else "no_pnl"
+    own = attribute(recorded.window_id, moment(recorded.end_time))
+    if own.reason is not None:
+        yield own.reason
+    elif own.misnamed:
+        yield "misnamed"
     yield from _text_cautions(steps)
 
 
-def _is_off_hour(window_id: str) -> bool:
-    try:
-        named = datetime.fromisoformat(window_id)
-    except ValueError:
-        return False
-    return bool(named.minute or named.second or named.microsecond)
+def _known_pnls(recorded: Line | Row, steps: list[Step]) -> int:
+    """Number of P&L that the reader can find (`row_reader.known_pnls`), were all steps in the hour."""
+    told: list[Any] = [step.environment_state.agent_pnl for step in steps]
+    for source in (source for step in steps for source in (step.action.parameters, step.action.result)):
+        if isinstance(source, dict):
+            told += [source.get("initialPnL"), source.get("finalPnL")]
+    return sum(finite(pnl) is not None for pnl in (*told, recorded.final_pnl))
 
 
 def _text_cautions(steps: list[Step]) -> Iterator[str]:

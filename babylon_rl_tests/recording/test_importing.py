@@ -11,10 +11,13 @@ from babylon_rl import cli
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import RecordingError
 from babylon_rl.recording import importing
+from babylon_rl.recording.checking import check_line
 from babylon_rl.recording.importing import check_file, import_file
+from babylon_rl.recording.reader import read_window
 from babylon_rl.recording.recorder import write_runs
+from babylon_rl.recording.survey import survey
 from babylon_rl_tests.recording.lines import as_bytes, call, line, row, step
-from babylon_rl_tests.recording.runs import WINDOW, add_agents, make_run
+from babylon_rl_tests.recording.runs import WINDOW, add_agents, add_row, make_run
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "recording.md"
 ODD = "e\u0301 \u202e\u05d0\u2028\u200b\U0001f680 <|im_end|> \\u0000 \x00 \ud800 " + "x" * 200_000
@@ -163,3 +166,31 @@ def test_the_documents_example_passes(tmp_path):
     for example in examples:
         report = check_file(write(tmp_path / "a.jsonl", example.strip().encode()))
         assert (report.trajectories, report.wrong, report.cautions) == (1, 0, {})
+
+
+def test_imported_recordings_are_read_as_the_check_said_and_once(database, tmp_path):
+    lines = {
+        "good": line("good"),
+        "one": line("one", finalPnL=None),
+        "none": line("none", finalPnL=None, steps=[step(environmentState={})]),
+        "off-hour": line("off-hour", windowId="2025-01-15T10:30"),
+        "label": line("label", windowId="benchmark-1"),
+        "untold": line("untold", steps=[step(llmCalls=[])]),
+        "pending": line("pending", steps=[step(action={"actionType": "pending", "parameters": {}, "success": False})]),
+    }
+    cautions = {name: set(check_line(as_bytes(value)).cautions) for name, value in lines.items()}
+    import_file(database, write(tmp_path / "a.jsonl", *lines.values(), row("in-both")))
+    with database.connect() as connection:
+        add_agents(connection, "agent-1")
+        add_row(connection, "in-both", isEvaluation=True)  # the application's own is the one that counts
+    with database.recordings() as recordings:
+        window = read_window(recordings, WINDOW)
+        surveyed = {one.trajectory_id: one for one in survey(recordings)}
+    usable = {one.trajectory_id: one for one in window.usable}
+    refused = {one.trajectory_id: one.reason for one in window.rejected}
+    assert refused == {"none": "no_pnl", "pending": "unfinished", "in-both": "evaluation"}
+    assert usable.keys() == {"good", "one", "label", "untold"} and surveyed["off-hour"].reason == "off_hour_window"
+    assert usable["one"].window_pnl == 0.0 and usable["label"].misnamed
+    told = {name: one.not_trainable for name, one in usable.items() if one.not_trainable}
+    assert all({reason} <= cautions[name] for name, reason in {**told, "off-hour": "off_hour_window"}.items())
+    assert all(reason in cautions[name] for name, reason in refused.items() if name in lines)

@@ -75,6 +75,21 @@ def test_any_text_gives_steps_or_a_reason(text):
             assert refusal.reason in FOR_SCORING and refusal.detail
 
 
+@given(mutated())
+@settings(max_examples=300, deadline=None)
+def test_who_leaves_texts_unread_is_told_the_same_of_all_else(text):
+    found = []
+    for texts in (True, False):
+        try:
+            read = decode_steps(text, texts=texts)
+            found.append(
+                (read.said, [(s.timestamp, s.environment_state, s.action, len(s.llm_calls)) for s in read.steps])
+            )
+        except Refusal as refusal:
+            found.append((refusal.reason, refusal.detail))
+    assert found[0] == found[1]
+
+
 @given(st.lists(TEXTS, min_size=1, max_size=12), st.randoms(use_true_random=False))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_row_holds_it_is_used_or_rejected(database, texts, chosen):
