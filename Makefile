@@ -8,7 +8,7 @@ SEEDS ?= 11-20
 RUN = $(VENV)/bin
 
 # A user's own settings must not reach the demo or the tests.
-CLEAN = env -u DATABASE_URL -u BABYLON_RL_DATABASE_URL -u WANDB_API_KEY -u OPENAI_API_KEY
+CLEAN = env -u DATABASE_URL -u BABYLON_RL_DATABASE_URL -u BABYLON_RL_PUBLISH_URL -u WANDB_API_KEY -u OPENAI_API_KEY
 
 .PHONY: help install demo bench bench-learning ui test browser screenshots lint constraints down
 .DEFAULT_GOAL := help
