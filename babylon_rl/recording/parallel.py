@@ -33,8 +33,8 @@ def by_parts(work: Callable[[Sequence[str]], Part], window_ids: Sequence[str], w
 
     def do(how: Callable[[Sequence[str]], Part]) -> None:
         try:
-            while waiting:
-                number, part = waiting.popleft()
+            while (next_one := _taken(waiting)) is not None:
+                number, part = next_one
                 done[number] = how(part)
         except BaseException:
             waiting.clear()
@@ -47,6 +47,14 @@ def by_parts(work: Callable[[Sequence[str]], Part], window_ids: Sequence[str], w
         for one in told:
             one.result()
     return [done[number] for number in range(len(parts))]
+
+
+def _taken(waiting: deque[tuple[int, Sequence[str]]]) -> tuple[int, Sequence[str]] | None:
+    """The next part, None where there is none; several threads ask."""
+    try:
+        return waiting.popleft()
+    except IndexError:
+        return None
 
 
 def split(window_ids: Sequence[str], workers: int) -> list[Sequence[str]]:
