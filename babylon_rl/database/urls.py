@@ -1,5 +1,6 @@
 """Database URLs: the driver a library needs, what libpq understands, and what may be shown to a person."""
 
+import re
 from typing import Literal
 
 from sqlalchemy.engine import URL, make_url
@@ -24,6 +25,8 @@ PRISMA_PARAMETERS = (
 )
 # Where Prisma finds the tables of a URL without `?schema=`.
 PRISMA_SCHEMA = "public"
+# A password with a bare @ ends at it, and its rest would be shown as the host's name.
+STRAY_AT = re.compile(r"://[^:/]*:[^@]*@([^?]*|[^=]*)@")
 
 
 def _parse(url: str) -> URL:
@@ -32,6 +35,8 @@ def _parse(url: str) -> URL:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError):
+        backend = ""
+    if STRAY_AT.search(url):
         backend = ""
     if backend not in ("postgres", "postgresql"):
         raise DatabaseError(

@@ -1,6 +1,7 @@
 """URLs name the right driver, keep what libpq needs and show no password."""
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from babylon_rl.database.urls import (
     database_name,
@@ -45,11 +46,28 @@ def test_a_password_is_taken_out_of_a_url_and_the_rest_stays():
     assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["mysql://u:secret@h/n", "secret", "postgres://u:secret@h:port/n", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:secret@h/n",
+        "secret",
+        "postgres://u:secret@h:port/n",
+        "",
+        "postgres://u:p@secret@h:5432/n",
+        "postgres://u:p@w/secret@h/n?schema=game",
+        "postgres://u:p@w?secret@h/n",
+        "postgres://u:p@w#secret=1@h/n",
+    ],
+)
 def test_what_is_no_postgresql_url_is_refused_without_showing_it(url):
     with pytest.raises(DatabaseError) as refused:
         with_driver(url, "psycopg")
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(refused.value) + redacted(url)
+
+
+def test_an_at_sign_that_is_no_passwords_is_none_of_its_end():
+    url = "postgresql://name@server:p%40ss@h/n?options=a@b"
+    assert make_url(libpq_url(url)).host == "h" and make_url(libpq_url(url)).username == "name@server"
 
 
 def test_the_database_of_a_url_is_known():
