@@ -4,10 +4,12 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from psycopg import sql
 
 from babylon_rl.database.application_tables import application_metadata
 from babylon_rl.database.connect import Database, errors_mended
-from babylon_rl.database.urls import pooled, redacted, with_driver
+from babylon_rl.database.urls import pooled, redacted, schema_of, with_driver
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import REPOSITORY
 
@@ -31,7 +33,17 @@ def migrate(database: Database, *, with_application_tables: bool | None = None) 
             # Before anything of ours is made: a refusal leaves the database as it was.
             with database.engine().begin() as connection:
                 _create_application_tables(connection, database)
+        _upgrade(database)
+
+
+def _upgrade(database: Database) -> None:
+    try:
         command.upgrade(alembic_config(database), "head")
+    except CommandError as error:
+        raise DatabaseError(
+            f"Schema babylon_rl in {redacted(database.url)} was left as it is ({error}): a newer version of babylon_rl "
+            "made it. Use that version, or name another database in BABYLON_RL_DATABASE_URL."
+        ) from None
 
 
 def _require_newest(database: Database) -> None:
@@ -68,6 +80,12 @@ def _require_server(database: Database) -> None:
 def _create_application_tables(connection: sa.Connection, database: Database) -> None:
     """All or none, and never beside Prisma, whose migrations would then fail."""
     connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('babylon_rl.application_tables', 0))"))
+    if connection.scalar(sa.text("SELECT current_schema()")) is None:
+        schema = sql.Identifier(schema_of(database.url)).as_string(None)
+        raise DatabaseError(
+            f"Schema {schema} is not in {redacted(database.url)}, or its role has no USAGE on it; nothing was made. "
+            f"Have its owner run CREATE SCHEMA {schema}, or name another by ?schema= of the URL."
+        )
     # The catalogue, not information_schema, which hides what the role has no right to.
     found = connection.scalars(sa.text("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"))
     present = set(found)

@@ -130,6 +130,21 @@ def test_an_existing_applications_rows_and_tables_are_left_as_they_are(new_datab
     assert tables(database) == {"User", "_prisma_migrations", "alembic_version"}
 
 
+def test_a_schema_that_is_not_there_is_told_and_nothing_is_made(new_database):
+    database = new_database(embedded=False)
+    named = Database(f"{database.url}&schema=game", embedded=False)
+    with pytest.raises(DatabaseError, match='CREATE SCHEMA "game"'):
+        migrate(named, with_application_tables=True)
+    named.engine().dispose()
+    assert tables(database, SCHEMA) == set()
+
+
+def test_a_schema_of_a_newer_version_is_told_and_left(database):
+    execute(database, "UPDATE babylon_rl.alembic_version SET version_num = '9999'")
+    with pytest.raises(DatabaseError, match="9999.*newer"):
+        migrate(database)
+
+
 def test_a_role_without_rights_is_told_what_to_grant(new_database, server):
     database = new_database(embedded=False)
     name = database.url.split("?")[0].rsplit("/", 1)[1]
