@@ -328,6 +328,8 @@ def main() -> None:
         sys.exit(2 if isinstance(error, SettingsError | DatabaseError) else 1)
     except TyperException as error:
         said = getattr(error, "format_message", error.__str__)()
+        if not said:  # a group of commands without one of them has printed its help
+            sys.exit(2)
         errors.print(f"babylon-rl: {said} `babylon-rl --help` tells what there is.", soft_wrap=True, markup=False)
         sys.exit(2)
 

@@ -69,6 +69,14 @@ def test_the_exit_code_tells_how_a_command_ended(raised, code, said, monkeypatch
     assert said in capsys.readouterr().err
 
 
+def test_a_command_without_a_subcommand_prints_its_help_and_nothing_else(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["babylon-rl", "recording"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and "import" in said.out and said.err == ""
+
+
 UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nothing"
 
 
