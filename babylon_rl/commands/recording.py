@@ -91,6 +91,9 @@ def schema() -> None:
 
 def _each(files: Sequence[str], what: str, look: Callable[..., Any]) -> list[Any]:
     """A report of each file, with a bar of its bytes where a terminal draws one."""
+    from babylon_rl.recording.importing import require_readable
+
+    require_readable(files)  # before anything of the first is written
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     reports = []
     with Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True) as bars:

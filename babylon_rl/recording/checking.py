@@ -207,8 +207,10 @@ def _wanted(wanted: dict[str, Any]) -> str:
             return f"an object ({reference.rpartition('/')[2]})"
         case {"type": kind}:
             return _KINDS.get(kind, str(kind))
-        case {"minLength": least} | {"minItems": least}:
-            return f"at least {least}"
+        case {"minLength": 1}:
+            return "a text that is not empty"
+        case {"minItems": 1}:
+            return "a list that is not empty"
         case {"maxLength": most}:
             return f"at most {most} letters"
         case {"minimum": least}:

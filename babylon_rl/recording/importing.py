@@ -6,6 +6,7 @@ is wrong. In which window a trajectory counts, and whether its agent is known, t
 """
 
 import base64
+import codecs
 import json
 import sys
 from collections import Counter
@@ -30,6 +31,7 @@ from babylon_rl.windows import window_of
 
 STDIN = "-"
 BATCH_LINES, BATCH_BYTES = 1000, 16_000_000
+COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"PK\x03\x04")  # gzip, zstd, xz, zip
 MOST_TOLD = 1000  # wrong lines that a report names
 
 
@@ -107,10 +109,31 @@ Advance = Callable[[int], None]
 
 
 def lines_of(file: IO[bytes]) -> Iterator[NumberedLine]:
-    """The lines that hold something."""
+    """The lines that hold something. RecordingError where the file is no text in UTF-8 from its first bytes on."""
     for number, text in enumerate(file, start=1):
+        if number == 1:
+            _require_text(text)
+            text = text.removeprefix(codecs.BOM_UTF8)
         if stripped := text.strip():
             yield NumberedLine(number, stripped, not text.endswith(b"\n"))
+
+
+def _require_text(beginning: bytes) -> None:
+    """Said once, as each of its lines would be refused for something else."""
+    if beginning.startswith(COMPRESSED):
+        raise RecordingError(
+            "The file is compressed. Unpack it on the way: gzip -dc FILE | babylon-rl recording check - (or import)."
+        )
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise RecordingError("The file is in UTF-16. Write it in UTF-8: iconv -f UTF-16 -t UTF-8 FILE.")
+
+
+def require_readable(names: Iterable[str]) -> None:
+    """RecordingError where one of the files cannot be read; a pipe is left alone, as it is read only once."""
+    for name in names:
+        if name != STDIN and not Path(name).is_fifo():
+            with opened(name):
+                pass
 
 
 @contextmanager

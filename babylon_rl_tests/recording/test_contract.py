@@ -77,6 +77,7 @@ def test_a_good_line_has_no_problem_and_no_caution():
         (line(endTime=1e18), "endTime: found the number 1e+18, wanted a time"),
         (line(startTime="2025-01-15T10:56:00Z"), "endTime: found -60 seconds from startTime, wanted a time"),
         (line(windowId="w" * 51), "windowId: found the text "),
+        (line(trajectoryId=""), 'trajectoryId: found the text "", wanted a text that is not empty'),
         (line(trajectoryId="a\x00"), "trajectoryId: found NUL or half of a surrogate pair"),
         (line(steps=[step(), step()]), "steps[1].stepNumber: found 0, which step 0 has too"),
         (line(steps=[step(llmCalls=[call(tokens={**call()["tokens"], "logprobs": [0.0]})])]),

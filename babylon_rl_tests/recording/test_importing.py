@@ -1,5 +1,6 @@
 """Imports: each trajectory once, in our tables, as it was; nothing of a file is lost, whatever happens meanwhile."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -139,6 +140,30 @@ def test_an_interrupted_import_is_repeated_to_the_same_end(database, tmp_path, m
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(RecordingError, match="cannot be read"):
         check_file(str(tmp_path / "none.jsonl"))
+
+
+def test_a_file_that_is_not_there_is_told_before_the_others_are_imported(database, tmp_path):
+    good, none = write(tmp_path / "good.jsonl", line("t1")), str(tmp_path / "none.jsonl")
+    done = CliRunner().invoke(cli.app, ["recording", "import", good, none, "--database", database.url])
+    assert isinstance(done.exception, RecordingError) and counts(database) == [0, 0, 0]
+
+
+def test_what_windows_programs_put_before_the_text_is_no_part_of_it(tmp_path):
+    name = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + as_bytes(line("t1")), as_bytes(line("t2")), end=b"\r\n")
+    assert (check_file(name).trajectories, check_file(name).wrong) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(as_bytes(line())), "compressed.*gzip -dc"),
+        ((json.dumps(line()) + "\n").encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_a_file_that_is_no_text_in_utf8_is_told_once_and_not_line_by_line(tmp_path, content, told):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(RecordingError, match=told):
+        check_file(str(tmp_path / "a.jsonl"))
 
 
 def test_the_commands_tell_what_is_wrong_and_end_with_it(database, tmp_path, monkeypatch):
