@@ -41,7 +41,7 @@ def windows(
     if as_json:
         print(msgspec.json.encode(shown).decode())
         return
-    _tell(shown, found, live)
+    _tell(shown, found, live, lookback_hours)
 
 
 def _materialized(
@@ -64,7 +64,7 @@ def _live(settings: Settings, min_agents: int, now: datetime, lookback_hours: fl
         return live_windows(rows, min_agents, now, progress)
 
 
-def _tell(shown: "list[ListedWindow]", found: "list[ListedWindow]", live: bool) -> None:
+def _tell(shown: "list[ListedWindow]", found: "list[ListedWindow]", live: bool, looked_back: float | None) -> None:
     quiet = [one for one in shown if one.recorded == 0]
     if len(shown) > len(quiet):
         wide = console if console.is_terminal else Console(width=max(console.width, WIDE))
@@ -77,7 +77,7 @@ def _tell(shown: "list[ListedWindow]", found: "list[ListedWindow]", live: bool) 
     if quiet:
         said += f" {len(quiet):,} hours in which nothing was recorded are not shown."
     console.print(said, soft_wrap=True, highlight=False)
-    console.print(f"Next: {_next(found, live)}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Next: {_next(found, live, looked_back)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(windows) -> Table:
@@ -100,8 +100,10 @@ def _table(windows) -> Table:
     return table
 
 
-def _next(found: "list[ListedWindow]", live: bool) -> str:
+def _next(found: "list[ListedWindow]", live: bool, looked_back: float | None = None) -> str:
     ready = sorted(one.window_id for one in found if one.ready and one.window_id)
+    if not found and looked_back is not None:
+        return f"`babylon-rl windows{' --live' if live else ''}` lists older ones too, without --lookback-hours."
     if not found and not live:
         return "`babylon-rl windows --live` looks at the recordings themselves; `make ui` materializes them."
     if not found:

@@ -2,7 +2,7 @@
 
 A file is streamed line by line and written in batches, each in a transaction of its own, so that an interrupted import
 is repeated without harm: what is there already is known and left. What does not fit goes to `FILE.rejected` with what
-is wrong. In which window a trajectory counts, and whether its agent is known, the reader says.
+is wrong. In which window a trajectory counts, the reader says; agents of imported ones need not be in the table User.
 """
 
 import base64

@@ -177,4 +177,5 @@ def test_what_comes_next_depends_on_what_is_there(database):
     found = live(database)
     assert _next(found, live=True) == f"babylon-rl train --from {WINDOW} --to {SECOND}"
     assert "--live" in _next([], live=False) and "verify" in _next([], live=True)
+    assert "--lookback-hours" in _next([], live=False, looked_back=1) and "verify" not in _next([], True, 1)
     assert _table(found).row_count == 3
