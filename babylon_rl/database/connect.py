@@ -21,6 +21,8 @@ from babylon_rl.errors import DatabaseError, Unreachable
 from babylon_rl.settings import Settings
 
 CONNECT_SECONDS = 10
+# A role's or a database's own encoding may lack what agents write; the server converts.
+CONNECTING = {"connect_timeout": CONNECT_SECONDS, "client_encoding": "utf8"}
 # Of a connection on which a statement failed, or that was lost.
 FAILED = (psycopg.pq.TransactionStatus.INERROR, psycopg.pq.TransactionStatus.UNKNOWN)
 # What recordings are read from in our schema.
@@ -217,7 +219,7 @@ def _readable(connection: psycopg.Connection) -> bool:
 def _transaction(url: str, *, read_only: bool, of_application: bool = False) -> Iterator[psycopg.Connection]:
     """A connection in UTC that finds the URL's schema; a read-only one sees one snapshot."""
     try:
-        connection = psycopg.connect(libpq_url(url), connect_timeout=CONNECT_SECONDS, autocommit=True)
+        connection = psycopg.connect(libpq_url(url), autocommit=True, **CONNECTING)
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
         raise _unreachable(url, error, of_application) from None
     with connection:
@@ -293,6 +295,12 @@ def _application_remedy(cause: BaseException | None, url: str) -> str | None:
                 "it. `babylon-rl verify` says which tables and columns are missing; in an empty database of your own "
                 "`babylon-rl db migrate --with-application-tables` makes them."
             )
+        case psycopg.errors.QueryCanceled() | psycopg.errors.IdleInTransactionSessionTimeout():
+            role = sql.Identifier(make_url(url).username or "role").as_string(None)
+            return (
+                f"The role's time limits are too short for reading. Have the owner run ALTER ROLE {role} SET "
+                f"statement_timeout = '10min'; ALTER ROLE {role} SET idle_in_transaction_session_timeout = '10min';"
+            )
         case psycopg.errors.OperationalError() if cause.sqlstate is None:
             return "The connection to the application's database was lost. See that the server runs, and try again."
     return None
@@ -356,7 +364,7 @@ def _engine(url: str) -> sa.Engine:
         with_driver(url, "psycopg"),
         pool_pre_ping=True,
         json_serializer=encode_json,
-        connect_args={"connect_timeout": CONNECT_SECONDS, **({"prepare_threshold": None} if local else {})},
+        connect_args=CONNECTING | ({"prepare_threshold": None} if local else {}),
     )
     if local:
 
