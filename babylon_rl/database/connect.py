@@ -241,10 +241,12 @@ def _set_up(connection: psycopg.Connection, url: str, local: bool) -> None:
     """Statements, not connection options, which poolers refuse.
 
     The path is Prisma's also where the URL names none: a role of the name of our schema would find our tables first.
+    Times and floats are spelled as the driver reads them, whatever the role's or the database's own settings are.
     """
     path = sql.Identifier(schema_of(url)).as_string(connection)
     connection.execute(
-        "SELECT set_config('TimeZone', 'UTC', %(local)s), set_config('search_path', %(path)s, %(local)s)",
+        """SELECT set_config('TimeZone', 'UTC', %(local)s), set_config('search_path', %(path)s, %(local)s),
+                  set_config('DateStyle', 'ISO, YMD', %(local)s), set_config('extra_float_digits', '1', %(local)s)""",
         {"path": path, "local": local},
     )
 

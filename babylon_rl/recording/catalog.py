@@ -22,7 +22,8 @@ _cursor_numbers = itertools.count()
 
 # Years that a calendar has; `isfinite` and the years are looked at in SQL, for drivers refuse other times.
 _IS_TIME = sql.SQL(
-    """(isfinite("endTime") AND "endTime" >= '0001-01-01'::timestamp AND "endTime" < '10000-01-01'::timestamp)"""
+    """(isfinite("endTime") AND "endTime" >= '0001-01-01'::timestamp AND "endTime" < '10000-01-01'::timestamp)
+       IS TRUE"""
 )
 _OWN_HOUR = sql.SQL("""to_char("endTime", 'YYYY-MM-DD"T"HH24:00')""")
 _WITHIN = sql.SQL("""("endTime" >= %(first)s::timestamp AND "endTime" < %(last)s::timestamp + interval '1 hour')""")
@@ -91,7 +92,7 @@ def window_entries(recordings: Recordings, window_id: str, elsewhere: Sequence[s
 
 def named_elsewhere(recordings: Recordings, window_ids: Sequence[str]) -> Iterator[Elsewhere]:
     """Rows that ended between the first and the last of these windows, or at no time, and do not name their hour."""
-    condition = sql.SQL('({within} AND "windowId" IS DISTINCT FROM {own}) OR NOT {is_time}').format(
+    condition = sql.SQL('({within} AND "windowId" IS DISTINCT FROM {own}) OR NOT ({is_time})').format(
         within=_WITHIN, own=_OWN_HOUR, is_time=_IS_TIME
     )
     for ours in (False, True):

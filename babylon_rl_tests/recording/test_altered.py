@@ -8,7 +8,7 @@ from babylon_rl.database.connect import Database, Recordings
 from babylon_rl.database.urls import database_name
 from babylon_rl.errors import DatabaseError
 from babylon_rl.recording.catalog import count_recorded
-from babylon_rl.recording.reader import read_window
+from babylon_rl.recording.reader import RangeReader, read_window
 from babylon_rl.recording.survey import survey
 from babylon_rl_tests.application import make_application
 from babylon_rl_tests.recording.awkward import AGENTS, HOUR, Awkward, _insert, call, log, step, steps
@@ -113,6 +113,16 @@ def test_a_call_log_of_another_shape_tells_nothing(connection, change):
     assert altered(connection, f"ALTER TABLE llm_call_logs {change}") == SOUND
     (read,) = [t for t in read_window(Recordings.of(connection), HOUR).usable if t.trajectory_id == "1"]
     assert read.not_trainable == "no_llm_call"
+
+
+def test_a_row_without_a_time_belongs_to_no_window_and_is_told_of(connection):
+    null = 'ALTER TABLE trajectories ALTER "endTime" DROP NOT NULL, ALTER "agentId" DROP NOT NULL'
+    connection.execute(null)
+    connection.execute("""UPDATE trajectories SET "endTime" = NULL, "agentId" = NULL WHERE "trajectoryId" = '3'""")
+    reader = RangeReader(Recordings.of(connection), [HOUR])
+    assert [t.trajectory_id for t in reader.read(HOUR).usable] == ["1", "2"]
+    assert [row.attribution.reason for row in reader.without_window.values()] == ["impossible_time"]
+    assert [row.reason for row in survey(Recordings.of(connection)) if row.window_id is None] == ["impossible_time"]
 
 
 # --- what a role or a database brings along --------------------------------------------------------
