@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ FINISHED = {"completed", "completed_with_errors"}
 ENGINE = "market-decision-engine"
 
 LONGEST_STEPS = 32 * 2**20  # bytes of stepsJson that are fetched at all
+_DECIMAL = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 LARGEST_PNL = 1e100  # dollars; sums and squares of what is larger leave the range of a double
 
 
@@ -222,9 +224,15 @@ def known_pnls(steps: Sequence[ReadStep], final_pnl: float | None, hour: tuple[i
 
 
 def finite(value: Any) -> float | None:
-    """A finite number, else nothing; true and false are no numbers."""
+    """A finite number, else nothing; true and false are no numbers, and a text is one that spells a decimal.
+
+    The application keeps money in DECIMAL columns, whose values Prisma writes to JSON as texts.
+    """
     if type(value) is float:
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        number = float(value) if _DECIMAL.fullmatch(value) else math.nan
+        return number if math.isfinite(number) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
