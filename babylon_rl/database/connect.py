@@ -23,6 +23,12 @@ from babylon_rl.settings import Settings
 CONNECT_SECONDS = 10
 # A role's or a database's own encoding may lack what agents write; the server converts.
 CONNECTING = {"connect_timeout": CONNECT_SECONDS, "client_encoding": "utf8"}
+# Settings of a role that end its work, by the error's code.
+TIME_LIMITS = {
+    "57014": "statement_timeout",
+    "25P03": "idle_in_transaction_session_timeout",
+    "25P04": "transaction_timeout",
+}
 # Of a connection on which a statement failed, or that was lost.
 FAILED = (psycopg.pq.TransactionStatus.INERROR, psycopg.pq.TransactionStatus.UNKNOWN)
 # What recordings are read from in our schema.
@@ -297,11 +303,11 @@ def _application_remedy(cause: BaseException | None, url: str) -> str | None:
                 "it. `babylon-rl verify` says which tables and columns are missing; in an empty database of your own "
                 "`babylon-rl db migrate --with-application-tables` makes them."
             )
-        case psycopg.errors.QueryCanceled() | psycopg.errors.IdleInTransactionSessionTimeout():
+        case psycopg.Error() if cause.sqlstate in TIME_LIMITS:
             role = sql.Identifier(make_url(url).username or "role").as_string(None)
             return (
-                f"The role's time limits are too short for reading. Have the owner run ALTER ROLE {role} SET "
-                f"statement_timeout = '10min'; ALTER ROLE {role} SET idle_in_transaction_session_timeout = '10min';"
+                "The role's time limit is too short for reading. Have the owner run "
+                f"ALTER ROLE {role} SET {TIME_LIMITS[cause.sqlstate]} = '1h';"
             )
         case psycopg.errors.OperationalError() if cause.sqlstate is None:
             return "The connection to the application's database was lost. See that the server runs, and try again."

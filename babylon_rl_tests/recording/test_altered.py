@@ -1,7 +1,11 @@
 """A database that somebody altered by hand: what Prisma forbids is in it, and no row of it stops the others."""
 
+import time
+from datetime import UTC, datetime
+
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from babylon_rl.database.catalogue import catalogue_of
 from babylon_rl.database.connect import Database, Recordings
@@ -10,6 +14,8 @@ from babylon_rl.errors import DatabaseError
 from babylon_rl.recording.catalog import count_recorded
 from babylon_rl.recording.reader import RangeReader, read_window
 from babylon_rl.recording.survey import survey
+from babylon_rl.recording.verification import verify
+from babylon_rl.settings import Settings
 from babylon_rl_tests.application import make_application
 from babylon_rl_tests.recording.awkward import AGENTS, HOUR, Awkward, _insert, call, log, step, steps
 
@@ -161,11 +167,14 @@ def test_a_roles_own_settings_change_nothing(settings_of_role, settings):
     assert rows == dict.fromkeys(SOUND, (None, None, True))
 
 
-def test_a_time_limit_is_told_with_its_remedy(settings_of_role):
-    limited = settings_of_role("statement_timeout = '50ms'")
-    with pytest.raises(DatabaseError, match="ALTER ROLE .* SET statement_timeout"):
-        with limited.connect_application() as connection:
+@pytest.mark.parametrize("limit", ["statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"])
+def test_a_time_limit_is_told_with_its_remedy(settings_of_role, limit):
+    limited = settings_of_role(f"{limit} = '100ms'")
+    with pytest.raises(DatabaseError, match=f"ALTER ROLE .* SET {limit}"), limited.connect_application() as connection:
+        if limit == "statement_timeout":
             connection.execute("SELECT pg_sleep(5)")
+        time.sleep(0.2)
+        connection.execute("SELECT")
 
 
 def test_an_agent_that_row_security_hides_is_not_unknown(settings_of_role):
@@ -173,3 +182,11 @@ def test_an_agent_that_row_security_hides_is_not_unknown(settings_of_role):
     with hidden.recordings_found() as recordings:
         assert {row.reason for row in survey(recordings)} == {None}
         assert [table.table for table in catalogue_of(recordings.application).tables if table.row_security] == ["User"]
+
+
+def test_rows_that_row_security_hides_are_not_called_unrecorded(settings_of_role):
+    hidden = settings_of_role(before="ALTER TABLE {schema}.trajectories ENABLE ROW LEVEL SECURITY")
+    settings = Settings(application_url=SecretStr(hidden.application_url), database_url=SecretStr(hidden.url))
+    found = verify(settings, datetime.now(UTC))
+    (missing,) = found.missing
+    assert "row security" in missing.what and 'CREATE POLICY babylon_rl ON "game"."trajectories"' in missing.remedy
