@@ -67,6 +67,8 @@ _FAMILIES = {
     "bool": "boolean",
     "timestamp": "timestamp without time zone",
 }
+# What is read alike: a number is cast where it is read.
+_AS_GOOD = {"double precision": ("numeric", "integer"), "numeric": ("double precision", "integer")}
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +96,7 @@ class TableFound(msgspec.Struct, frozen=True, kw_only=True):
     """One of the tables that are read. `elsewhere`: schemas outside the search path that hold one of its name.
 
     `unreadable`: needed columns that are there and may not be selected. `snake_case`: add-on columns, which nothing
-    reads.
+    reads. `row_security`: policies decide which rows our role sees.
     """
 
     table: str
@@ -106,6 +108,7 @@ class TableFound(msgspec.Struct, frozen=True, kw_only=True):
     missing: list[str]
     differs: list[Difference]
     snake_case: list[str]
+    row_security: bool
 
     @property
     def usable(self) -> bool:
@@ -138,7 +141,8 @@ def server_of(connection: psycopg.Connection) -> Server:
 
 
 _TABLES = """
-    SELECT c.relname, n.nspname, pg_table_is_visible(c.oid), has_table_privilege(c.oid, 'INSERT'), c.oid
+    SELECT c.relname, n.nspname, pg_table_is_visible(c.oid), has_table_privilege(c.oid, 'INSERT'), c.oid,
+           c.relrowsecurity AND row_security_active(c.oid)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relname = ANY(%s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
         AND n.nspname NOT IN ('babylon_rl', 'pg_catalog', 'information_schema')
@@ -157,21 +161,21 @@ _COLUMNS = """
 def catalogue_of(connection: psycopg.Connection) -> Catalogue:
     """What of the application's tables a connection finds through its search path."""
     names = [*READ, *FIRST_SYSTEM, PRISMA]
-    visible: dict[str, tuple[int, bool]] = {}
+    visible: dict[str, tuple[int, bool, bool]] = {}
     elsewhere: dict[str, list[str]] = {}
-    for name, schema, found, insertable, oid in connection.execute(_TABLES, (names,)):
+    for name, schema, found, insertable, oid, row_security in connection.execute(_TABLES, (names,)):
         if found:
-            visible[name] = (oid, insertable)
+            visible[name] = (oid, insertable, row_security)
         else:
             elsewhere.setdefault(name, []).append(schema)
-    oids = [oid for oid, _ in visible.values()]
+    oids = [oid for oid, _, _ in visible.values()]
     columns: dict[int, dict[str, tuple[str, str, bool]]] = {oid: {} for oid in oids}
     for oid, name, kind, shown, readable in connection.execute(_COLUMNS, (oids,)):
         columns[oid][name] = (kind, shown, readable)
     tables = [
-        _table(name, elsewhere.get(name, []), visible[name][1], columns[visible[name][0]])
+        _table(name, elsewhere.get(name, []), visible[name][1:], columns[visible[name][0]])
         if name in visible
-        else _table(name, elsewhere.get(name, []), False, None)
+        else _table(name, elsewhere.get(name, []), (False, False), None)
         for name in READ
     ]
     return Catalogue(
@@ -180,7 +184,7 @@ def catalogue_of(connection: psycopg.Connection) -> Catalogue:
 
 
 def _table(
-    name: str, elsewhere: Sequence[str], insertable: bool, columns: Mapping[str, tuple[str, str, bool]] | None
+    name: str, elsewhere: Sequence[str], told: tuple[bool, bool], columns: Mapping[str, tuple[str, str, bool]] | None
 ) -> TableFound:
     wanted, found = READ[name], columns or {}
     unreadable = [column for column in wanted if column in found and not found[column][2]]
@@ -190,7 +194,7 @@ def _table(
         elsewhere=list(elsewhere),
         readable=columns is not None and not unreadable and any(readable for _, _, readable in found.values()),
         unreadable=unreadable,
-        insertable=insertable,
+        insertable=told[0],
         missing=[column for column in wanted if columns is not None and column not in found],
         differs=[
             Difference(column, shown, expected)
@@ -198,9 +202,10 @@ def _table(
             if column in found
             for kind, shown, _ in [found[column]]
             for expected in [_expected(name, column)]
-            if _FAMILIES.get(kind, kind) != expected
+            if _FAMILIES.get(kind, kind) not in (expected, *_AS_GOOD.get(expected, ()))
         ],
         snake_case=[column for column in found if "_" in column] if name == "trajectories" else [],
+        row_security=told[1],
     )
 
 

@@ -21,6 +21,14 @@ from babylon_rl.errors import DatabaseError, Unreachable
 from babylon_rl.settings import Settings
 
 CONNECT_SECONDS = 10
+# A role's or a database's own encoding may lack what agents write; the server converts.
+CONNECTING = {"connect_timeout": CONNECT_SECONDS, "client_encoding": "utf8"}
+# Settings of a role that end its work, by the error's code.
+TIME_LIMITS = {
+    "57014": "statement_timeout",
+    "25P03": "idle_in_transaction_session_timeout",
+    "25P04": "transaction_timeout",
+}
 # Of a connection on which a statement failed, or that was lost.
 FAILED = (psycopg.pq.TransactionStatus.INERROR, psycopg.pq.TransactionStatus.UNKNOWN)
 # What recordings are read from in our schema.
@@ -217,7 +225,7 @@ def _readable(connection: psycopg.Connection) -> bool:
 def _transaction(url: str, *, read_only: bool, of_application: bool = False) -> Iterator[psycopg.Connection]:
     """A connection in UTC that finds the URL's schema; a read-only one sees one snapshot."""
     try:
-        connection = psycopg.connect(libpq_url(url), connect_timeout=CONNECT_SECONDS, autocommit=True)
+        connection = psycopg.connect(libpq_url(url), autocommit=True, **CONNECTING)
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
         raise _unreachable(url, error, of_application) from None
     with connection:
@@ -239,10 +247,12 @@ def _set_up(connection: psycopg.Connection, url: str, local: bool) -> None:
     """Statements, not connection options, which poolers refuse.
 
     The path is Prisma's also where the URL names none: a role of the name of our schema would find our tables first.
+    Times and floats are spelled as the driver reads them, whatever the role's or the database's own settings are.
     """
     path = sql.Identifier(schema_of(url)).as_string(connection)
     connection.execute(
-        "SELECT set_config('TimeZone', 'UTC', %(local)s), set_config('search_path', %(path)s, %(local)s)",
+        """SELECT set_config('TimeZone', 'UTC', %(local)s), set_config('search_path', %(path)s, %(local)s),
+                  set_config('DateStyle', 'ISO, YMD', %(local)s), set_config('extra_float_digits', '1', %(local)s)""",
         {"path": path, "local": local},
     )
 
@@ -292,6 +302,12 @@ def _application_remedy(cause: BaseException | None, url: str) -> str | None:
                 "that it is the right one, that the application's migrations ran there and that the role has USAGE on "
                 "it. `babylon-rl verify` says which tables and columns are missing; in an empty database of your own "
                 "`babylon-rl db migrate --with-application-tables` makes them."
+            )
+        case psycopg.Error() if cause.sqlstate in TIME_LIMITS:
+            role = sql.Identifier(make_url(url).username or "role").as_string(None)
+            return (
+                "The role's time limit is too short for reading. Have the owner run "
+                f"ALTER ROLE {role} SET {TIME_LIMITS[cause.sqlstate]} = '1h';"
             )
         case psycopg.errors.OperationalError() if cause.sqlstate is None:
             return "The connection to the application's database was lost. See that the server runs, and try again."
@@ -356,7 +372,7 @@ def _engine(url: str) -> sa.Engine:
         with_driver(url, "psycopg"),
         pool_pre_ping=True,
         json_serializer=encode_json,
-        connect_args={"connect_timeout": CONNECT_SECONDS, **({"prepare_threshold": None} if local else {})},
+        connect_args=CONNECTING | ({"prepare_threshold": None} if local else {}),
     )
     if local:
 

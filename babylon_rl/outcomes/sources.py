@@ -1,6 +1,7 @@
 """What the application's tables hold on prices and resolutions of some hours: one set of queries for all of them.
 
-A table that is missing there, lacks a column or may not be read holds nothing; the next source serves. Times are UTC
+A table that is missing there, lacks a column, has one of another type or may not be read holds nothing; the next source
+serves. Times are UTC
 without a zone, hours are half-open.
 """
 
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from babylon_rl.database.catalogue import READ
+from babylon_rl.database.catalogue import catalogue_of
 from babylon_rl.windows import parse_window_id, window_of
 
 MOST_WINDOWS = 168  # of one set of queries
@@ -104,19 +105,9 @@ class Facts:
 
 
 def readable(connection: psycopg.Connection) -> frozenset[str]:
-    """Of `TABLES` those that are there with the columns that are read and that our role may read."""
-    pairs = [(table, column) for table in TABLES for column in READ[table]]
-    found = connection.execute(
-        """
-        SELECT wanted.of FROM unnest(%s::text[], %s::text[]) wanted(of, name)
-        LEFT JOIN pg_attribute a
-            ON a.attrelid = to_regclass(quote_ident(wanted.of)) AND a.attname = wanted.name AND NOT a.attisdropped
-        GROUP BY wanted.of
-        HAVING bool_and(coalesce(has_column_privilege(a.attrelid, a.attnum, 'SELECT'), false))
-        """,
-        (*map(list, zip(*pairs, strict=True)),),
-    )
-    return frozenset(table for (table,) in found)
+    """Of `TABLES` those that are there with the columns that are read, of their types, and that our role may read."""
+    catalogue = catalogue_of(connection)
+    return frozenset(table for table in TABLES if catalogue.table(table).usable)
 
 
 def facts_of(connection: psycopg.Connection, window_ids: Sequence[str], tables: frozenset[str]) -> Facts:
@@ -131,7 +122,8 @@ def facts_of(connection: psycopg.Connection, window_ids: Sequence[str], tables: 
     positions = _dealt(connection, _POSITIONS, hours) if "Position" in tables else {}
     named = {market_id for of_window in (*history.values(), *positions.values()) for market_id in of_window}
     named |= {row.market_id for rows in frozen.values() for row in rows if row.market_id}
-    names = dict(connection.execute('SELECT id, name FROM "Organization"')) if "Organization" in tables else {}
+    query = 'SELECT id, name FROM "Organization" WHERE name IS NOT NULL'
+    names = dict(connection.execute(query)) if "Organization" in tables else {}
     return Facts(
         stock_prices=_edges(connection, hours, tables, "StockPrice", "Organization"),
         perp_positions=_dealt(connection, _PERP_POSITIONS, hours) if "PerpPosition" in tables else {},
@@ -165,12 +157,12 @@ _EDGES = sql.SQL("""
     FROM spans s
     JOIN hours h ON h.finish > s.first AND h.start <= s.last
     CROSS JOIN LATERAL (
-        SELECT p.{price} AS price FROM {prices} p
+        SELECT p.{price}::float8 AS price FROM {prices} p
         WHERE p.{owner} = s.id AND p.{at} >= h.start AND p.{at} < h.finish
         ORDER BY p.{at} DESC, p.id DESC LIMIT 1
     ) closing
     LEFT JOIN LATERAL (
-        SELECT p.{price} AS price, p.{at} AS at FROM {prices} p
+        SELECT p.{price}::float8 AS price, p.{at} AS at FROM {prices} p
         WHERE p.{owner} = s.id AND p.{at} <= h.start AND p.{at} >= '0001-01-01'
         ORDER BY p.{at} DESC, p.id DESC LIMIT 1
     ) opening ON true
@@ -178,7 +170,7 @@ _EDGES = sql.SQL("""
 _OWNERS = sql.SQL("SELECT id FROM {}")
 _OWNERS_SEEN = sql.SQL(
     "SELECT DISTINCT {owner} AS id FROM {prices} "
-    "WHERE {at} >= %(first)s AND {at} < %(last)s::timestamp + interval '1 hour'"
+    "WHERE {owner} IS NOT NULL AND {at} >= %(first)s AND {at} < %(last)s::timestamp + interval '1 hour'"
 )
 _PRICES = {
     "StockPrice": {"owner": "organizationId", "at": "timestamp", "price": "price"},
@@ -207,14 +199,15 @@ def _edges(
 # last updated in the hour: otherwise it is a price from before or after.
 _PERP_POSITIONS = """
     WITH points AS (
-        SELECT "organizationId" AS owner, ticker, "openedAt" AS at, "entryPrice" AS price, 0 AS what, id
+        SELECT coalesce("organizationId", ticker) AS owner, ticker, "openedAt" AS at, "entryPrice" AS price,
+               0 AS what, id
         FROM "PerpPosition"
         WHERE "openedAt" >= %(first)s AND "openedAt" < %(last)s::timestamp + interval '1 hour'
         UNION ALL
-        SELECT "organizationId", ticker, "lastUpdated", "currentPrice", 1, id FROM "PerpPosition"
+        SELECT coalesce("organizationId", ticker), ticker, "lastUpdated", "currentPrice", 1, id FROM "PerpPosition"
         WHERE "lastUpdated" >= %(first)s AND "lastUpdated" < %(last)s::timestamp + interval '1 hour'
         UNION ALL
-        SELECT "organizationId", ticker, "closedAt", NULL, 2, id FROM "PerpPosition"
+        SELECT coalesce("organizationId", ticker), ticker, "closedAt", NULL, 2, id FROM "PerpPosition"
         WHERE "closedAt" >= %(first)s AND "closedAt" < %(last)s::timestamp + interval '1 hour'
     ), dealt AS (
         SELECT h.window_id, p.owner, min(p.ticker) AS ticker,
@@ -225,23 +218,26 @@ _PERP_POSITIONS = """
         FROM points p
         JOIN unnest(%(window_ids)s::text[], %(starts)s::timestamp[]) h(window_id, start)
             ON date_trunc('hour', p.at) = h.start
+        WHERE p.owner IS NOT NULL
         GROUP BY h.window_id, p.owner
         HAVING bool_or(what <> 1)
     )
-    SELECT window_id, owner, first_at, first,
-           CASE WHEN first_at IS NULL OR last_at > first_at THEN last END, ticker FROM dealt
+    SELECT window_id, owner, first_at, first::float8,
+           CASE WHEN first_at IS NULL OR last_at > first_at THEN last::float8 END, ticker FROM dealt
 """
 
 # avgPrice is a mean over all purchases of the position: of the hour only where the position did not change after it.
 _POSITIONS = """
     WITH paid AS (
         SELECT h.window_id, p."marketId" AS owner, p."createdAt" AS at, p.id,
-               CASE WHEN p."avgPrice" <= 0 OR p."avgPrice" > 1 OR p."updatedAt" >= h.start + interval '1 hour' THEN NULL
-                    WHEN p.side THEN p."avgPrice" ELSE 1 - p."avgPrice" END::float8 AS price
+               CASE WHEN p."avgPrice" <= 0 OR p."avgPrice" > 1 THEN NULL
+                    WHEN (p."updatedAt" < h.start + interval '1 hour') IS NOT TRUE THEN NULL
+                    WHEN p.side THEN p."avgPrice" WHEN NOT p.side THEN 1 - p."avgPrice" END::float8 AS price
         FROM "Position" p
         JOIN unnest(%(window_ids)s::text[], %(starts)s::timestamp[]) h(window_id, start)
             ON date_trunc('hour', p."createdAt") = h.start
         WHERE p."createdAt" >= %(first)s AND p."createdAt" < %(last)s::timestamp + interval '1 hour'
+            AND p."marketId" IS NOT NULL
     ), dealt AS (
         SELECT window_id, owner, min(at) FILTER (WHERE price IS NOT NULL) AS first_at,
                (array_agg(price ORDER BY at, id) FILTER (WHERE price IS NOT NULL))[1] AS first,
@@ -262,10 +258,12 @@ def _dealt(connection: psycopg.Connection, query: str, hours: Mapping[str, objec
 
 # --- questions, and what the application froze ----------------------------------------------------
 
+# A time that is not known is late: the question has not ended, and its shares are not those of an hour gone by.
 _MARKETS = """
-    SELECT id, question, "yesShares"::float8, "noShares"::float8, resolved, resolution,
-           least(greatest("endDate", '0001-01-01'), '9999-12-31'),
-           least(greatest("updatedAt", '0001-01-01'), '9999-12-31')
+    SELECT id, question, coalesce("yesShares"::float8, 'NaN'), coalesce("noShares"::float8, 'NaN'),
+           resolved, resolution,
+           least(greatest(coalesce("endDate", 'infinity'), '0001-01-01'), '9999-12-31'),
+           least(greatest(coalesce("updatedAt", 'infinity'), '0001-01-01'), '9999-12-31')
     FROM "Market"
     WHERE id = ANY(%(named)s)
         OR ("endDate" > %(first)s AND "endDate" <= %(last)s::timestamp + interval '1 hour')
@@ -296,7 +294,7 @@ def _aliases(
     unknown = {row.ticker for rows in frozen.values() for row in rows if row.ticker} - set(names.values())
     if not unknown:
         return {}
-    query = 'SELECT DISTINCT ticker, "organizationId" FROM "PerpPosition" WHERE ticker = ANY(%s)'
+    query = 'SELECT DISTINCT ticker, coalesce("organizationId", ticker) FROM "PerpPosition" WHERE ticker = ANY(%s)'
     found: dict[str, frozenset[str]] = {}
     for ticker, organization in connection.execute(query, (sorted(unknown),)):
         found[ticker] = found.get(ticker, frozenset()) | {organization}

@@ -20,7 +20,7 @@ from babylon_rl.database.bulk import compiled
 from babylon_rl.database.connect import Recordings
 from babylon_rl.database.tables import recorded_calls
 from babylon_rl.database.values import clean_text
-from babylon_rl.recording.catalog import Entry, readable
+from babylon_rl.recording.catalog import Entry
 from babylon_rl.recording.decoding import Decoded, Refusal
 from babylon_rl.recording.reasons import Reason
 from babylon_rl.recording.records import LLMCall, ReadStep, RecordedCall
@@ -29,12 +29,18 @@ _CALL_COLUMNS = [recorded_calls.c[name] for name in RecordedCall.__struct_fields
 _NUMBERED = re.compile(r"-call-(\d+)-(\d+)\Z", re.ASCII)
 _STEP = re.compile(r"-step-(\d+)\Z", re.ASCII)
 
-_PLACES = """SELECT "trajectoryId", "stepId", "callId",
-    ARRAY[md5("systemPrompt"), md5("userPrompt"), md5(response)] FROM {table} WHERE "trajectoryId" = ANY(%s)"""
-_FULL = """SELECT "trajectoryId", "stepId", "callId",
-    ARRAY[md5("systemPrompt"), md5("userPrompt"), md5(response)], model, "systemPrompt", "userPrompt", response,
-    temperature, "maxTokens", purpose, reasoning, "latencyMs", "actionType"
+# Digests are of UTF-8, whatever the database's encoding is. Of what is NULL in a table that somebody altered there is
+# nothing: an empty text.
+_TOLD = """SELECT "trajectoryId", coalesce("stepId", ''), coalesce("callId", ''),
+    ARRAY[md5(convert_to(coalesce("systemPrompt", ''), 'UTF8')), md5(convert_to(coalesce("userPrompt", ''), 'UTF8')),
+          md5(convert_to(coalesce(response, ''), 'UTF8'))]"""
+_PLACES = _TOLD + """ FROM {table} WHERE "trajectoryId" = ANY(%s)"""
+_FULL = (
+    _TOLD
+    + """, coalesce(model, ''), coalesce("systemPrompt", ''), coalesce("userPrompt", ''), coalesce(response, ''),
+    temperature, "maxTokens", coalesce(purpose, ''), reasoning, "latencyMs", "actionType"
     FROM {table} WHERE "trajectoryId" = ANY(%s) ORDER BY timestamp, "callId" """
+)
 
 
 class Logged(NamedTuple):
@@ -64,12 +70,12 @@ def read_calls(connection: psycopg.Connection | None, trajectory_ids: Sequence[s
 
 
 class CallLog:
-    """`llm_call_logs` of both origins, as far as they can be read."""
+    """`llm_call_logs` of both origins; `of_application`: whether the application's can be read."""
 
-    def __init__(self, recordings: Recordings) -> None:
+    def __init__(self, recordings: Recordings, *, of_application: bool) -> None:
         ours = recordings.ours
         self._tables = [] if ours is None else [(ours, sql.Identifier("babylon_rl", "llm_call_logs"))]
-        if readable(recordings.application, "llm_call_logs", "trajectoryId"):
+        if of_application:
             self._tables.insert(0, (recordings.application, sql.Identifier("llm_call_logs")))
 
     def told_of(self, trajectory_ids: Sequence[str]) -> set[str]:

@@ -22,24 +22,30 @@ _cursor_numbers = itertools.count()
 
 # Years that a calendar has; `isfinite` and the years are looked at in SQL, for drivers refuse other times.
 _IS_TIME = sql.SQL(
-    """(isfinite("endTime") AND "endTime" >= '0001-01-01'::timestamp AND "endTime" < '10000-01-01'::timestamp)"""
+    """(isfinite("endTime") AND "endTime" >= '0001-01-01'::timestamp AND "endTime" < '10000-01-01'::timestamp)
+       IS TRUE"""
 )
 _OWN_HOUR = sql.SQL("""to_char("endTime", 'YYYY-MM-DD"T"HH24:00')""")
 _WITHIN = sql.SQL("""("endTime" >= %(first)s::timestamp AND "endTime" < %(last)s::timestamp + interval '1 hour')""")
+# The casts cost nothing where the types are Prisma's; elsewhere a number, a flag or a status is still what it says.
 _COLUMNS = sql.SQL(
-    """"trajectoryId", "agentId", "windowId", CASE WHEN {is_time} THEN "endTime" END,
+    """"trajectoryId", "agentId"::text, "windowId", CASE WHEN {is_time} THEN "endTime" END,
        CASE WHEN isfinite("startTime") AND "startTime" >= '0001-01-01'::timestamp
                  AND "startTime" < '10000-01-01'::timestamp THEN "startTime" END,
-       id, "scenarioId", "isTrainingData", "isEvaluation", "usedInTraining", "finalStatus", "finalBalance", "finalPnL",
-       "totalReward", octet_length("stepsJson"), {ours}"""
+       id, "scenarioId", "isTrainingData"::boolean, "isEvaluation"::boolean, "usedInTraining"::boolean,
+       "finalStatus"::text, "finalBalance"::float8, "finalPnL"::float8, "totalReward"::float8,
+       coalesce(octet_length("stepsJson"::text), 0), {ours}"""
 )
 
 
 class Entry(NamedTuple):
-    """A recorded row without its texts. `ended`, `started`: naive UTC, None for what is no time; `length`: bytes."""
+    """A recorded row without its texts. `ended`, `started`: naive UTC, None for what is no time; `length`: bytes.
+
+    `agent_id` and `status` are None only in tables that somebody altered.
+    """
 
     trajectory_id: str
-    agent_id: str
+    agent_id: str | None
     named: str | None
     ended: datetime | None
     started: datetime | None
@@ -48,7 +54,7 @@ class Entry(NamedTuple):
     is_training: bool
     is_evaluation: bool
     used: bool
-    status: str
+    status: str | None
     final_balance: float | None
     final_pnl: float | None
     total_reward: float | None
@@ -86,7 +92,7 @@ def window_entries(recordings: Recordings, window_id: str, elsewhere: Sequence[s
 
 def named_elsewhere(recordings: Recordings, window_ids: Sequence[str]) -> Iterator[Elsewhere]:
     """Rows that ended between the first and the last of these windows, or at no time, and do not name their hour."""
-    condition = sql.SQL('({within} AND "windowId" IS DISTINCT FROM {own}) OR NOT {is_time}').format(
+    condition = sql.SQL('({within} AND "windowId" IS DISTINCT FROM {own}) OR NOT ({is_time})').format(
         within=_WITHIN, own=_OWN_HOUR, is_time=_IS_TIME
     )
     for ours in (False, True):
@@ -145,22 +151,11 @@ def all_entries(recordings: Recordings, first: str | None, last: str | None) -> 
                 yield left
 
 
-def known_agents(recordings: Recordings, agent_ids: Iterable[str]) -> set[str] | None:
-    """Which of the agents the application has; None where its table of them cannot be read."""
-    if not readable(recordings.application, "User", "id"):
-        return None
+def known_agents(recordings: Recordings, agent_ids: Iterable[str | None]) -> set[str]:
+    """Which of the agents the application has, whose table of them can be read."""
     query = 'SELECT id FROM "User" WHERE id = ANY(%s)'
-    return {agent_id for (agent_id,) in recordings.application.execute(query, (sorted(set(agent_ids)),))}
-
-
-def readable(connection: psycopg.Connection, table: str, column: str) -> bool:
-    """Whether the table is there and the role may read the column."""
-    name = sql.Identifier(table).as_string(connection)
-    query = """SELECT a.attrelid IS NOT NULL AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
-               FROM (SELECT to_regclass(%s) AS oid) AS t
-               LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = %s AND NOT a.attisdropped"""
-    found = connection.execute(query, (name, column)).fetchone()
-    return bool(found and found[0])
+    wanted = sorted({agent_id for agent_id in agent_ids if agent_id is not None})
+    return {agent_id for (agent_id,) in recordings.application.execute(query, (wanted,))}
 
 
 def _entries(recordings: Recordings, ours: bool, condition: sql.Composable, values: dict[str, Any]) -> Iterator[Entry]:

@@ -29,6 +29,13 @@ def missing_of(
         ]
     if rows is None or windows is None:
         return []
+    if not rows.recorded and catalogue.table("trajectories").row_security:
+        return [
+            Missing(
+                f"Role {server.role} sees no row of trajectories, whose row security may hide them.",
+                f"Have its owner run: {policy(server.schema or 'public', ['trajectories'], server.role)}",
+            )
+        ]
     if not rows.recorded:
         return [
             Missing(
@@ -106,6 +113,12 @@ def grant(schema: str, tables: Iterable[str], role: str) -> str:
     return f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {_quoted(role)}; GRANT SELECT ON {named} TO {_quoted(role)};"
 
 
+def policy(schema: str, tables: Iterable[str], role: str) -> str:
+    """The statements that let a role see every row of tables with row security."""
+    named = f"FOR SELECT TO {_quoted(role)} USING (true);"
+    return " ".join(f"CREATE POLICY babylon_rl ON {_quoted(schema)}.{_quoted(table)} {named}" for table in tables)
+
+
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
@@ -154,6 +167,9 @@ def notes_of(
     closed = [table.table for table in others if table.present and not table.readable]
     if closed:
         notes.append(f"To have them read: {grant(server.schema or 'public', closed, server.role)}")
+    if hidden := [table.table for table in catalogue.tables if table.row_security]:
+        told = policy(server.schema or "public", hidden, server.role)
+        notes.append(f"Row security may hide rows of {', '.join(hidden)}. To have all read: {told}")
     if market is not None and {market.prices, market.probabilities, market.recorded_outcomes} == {False}:
         notes.append(
             "No price of the recorded hours is there: rewards are P&L without the market's own move taken off."

@@ -74,8 +74,10 @@ def _fetch(recordings: Recordings, log: CallLog, entries: Sequence[Entry], refus
 
 def _copied(connection: psycopg.Connection, table: sql.Identifier, ids: list[str]) -> Iterator[tuple[str, bytes]]:
     """Texts by trajectory, as UTF-8."""
+    # NULL says what JSON's null says.
     query = sql.SQL(
-        'COPY (SELECT "trajectoryId", "stepsJson" FROM {} WHERE "trajectoryId" = ANY({})) TO STDOUT (FORMAT BINARY)'
+        """COPY (SELECT "trajectoryId", coalesce("stepsJson"::text, 'null') FROM {} WHERE "trajectoryId" = ANY({}))
+           TO STDOUT (FORMAT BINARY)"""
     ).format(table, sql.Literal(ids))
     encoding = connection.info.encoding
     as_it_is = encoding in ("utf-8", "ascii")

@@ -39,14 +39,14 @@ class Reason(StrEnum):
 TEXTS = MappingProxyType(
     {
         Reason.OFF_HOUR_WINDOW: "its windowId is a time off the hour, so no window is its own",
-        Reason.IMPOSSIBLE_TIME: "its endTime is infinite or outside the years 1 to 9999",
+        Reason.IMPOSSIBLE_TIME: "its endTime is NULL, infinite or outside the years 1 to 9999",
         Reason.PSEUDO_AGENT: "it is the engine's own record, not an agent's",
         Reason.UNKNOWN_AGENT: "its agent is not in the table User",
         Reason.EVALUATION: "isEvaluation is true: it is compared, never trained on",
         Reason.NOT_TRAINING_DATA: "isTrainingData is false",
         Reason.USED_IN_TRAINING: "usedInTraining is true: it was trained on already",
         Reason.UNFINISHED: "the run did not come to its end",
-        Reason.TEXT_NULL: "stepsJson is the JSON value null",
+        Reason.TEXT_NULL: "stepsJson is NULL or the JSON value null",
         Reason.EMPTY_STEPS: "stepsJson holds no step",
         Reason.CUT_OFF_JSON: "stepsJson ends in the middle",
         Reason.INVALID_JSON: "stepsJson is no JSON",

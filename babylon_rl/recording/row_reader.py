@@ -2,10 +2,12 @@
 
 import functools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC
 from typing import Any, NamedTuple
 
+from babylon_rl.database.catalogue import catalogue_of
 from babylon_rl.database.connect import Recordings
 from babylon_rl.recording.attribution import Attribution
 from babylon_rl.recording.calls import CallLog
@@ -22,6 +24,7 @@ FINISHED = {"completed", "completed_with_errors"}
 ENGINE = "market-decision-engine"
 
 LONGEST_STEPS = 32 * 2**20  # bytes of stepsJson that are fetched at all
+_DECIMAL = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 LARGEST_PNL = 1e100  # dollars; sums and squares of what is larger leave the range of a double
 
 
@@ -44,7 +47,12 @@ class RowReader:
 
     def __init__(self, recordings: Recordings, *, used: bool = False, texts: bool = True) -> None:
         self._texts = texts
-        self.recordings, self._used, self._log = recordings, used, CallLog(recordings)
+        self.recordings, self._used = recordings, used
+        catalogue = catalogue_of(recordings.application)
+        self._log = CallLog(recordings, of_application=catalogue.table("llm_call_logs").usable)
+        # An agent that row security hides is not unknown.
+        agents = catalogue.table("User")
+        self._agents_told = agents.usable and not agents.row_security
 
     def read(self, window_id: str, entries: Sequence[Entry]) -> Iterator[UsableTrajectory | Rejected]:
         """Each of the rows, all of them of the window, in any order."""
@@ -56,7 +64,8 @@ class RowReader:
 
         Rows that the call log tells of come last in their piece; all others are let go one by one.
         """
-        agents = known_agents(self.recordings, (entry.agent_id for entry in entries))
+        named = (entry.agent_id for entry in entries)
+        agents = known_agents(self.recordings, named) if self._agents_told else None
 
         def refuse(entry: Entry) -> Refusal | None:
             return (_without_window(entry) if window_id is None else None) or refused_by_columns(entry, agents)
@@ -113,6 +122,8 @@ def refused_by_columns(entry: Entry, agents: set[str] | None) -> Refusal | None:
     """Why a row is refused before its text is looked at; None where the text decides."""
     if entry.agent_id == ENGINE:
         return Refusal(Reason.PSEUDO_AGENT, f"{ENGINE} records the engine's decisions, not an agent's")
+    if entry.agent_id is None:
+        return Refusal(Reason.UNKNOWN_AGENT, "it names no agent")
     if agents is not None and not entry.ours and entry.agent_id not in agents:
         return Refusal(Reason.UNKNOWN_AGENT)
     if entry.is_evaluation:
@@ -213,9 +224,15 @@ def known_pnls(steps: Sequence[ReadStep], final_pnl: float | None, hour: tuple[i
 
 
 def finite(value: Any) -> float | None:
-    """A finite number, else nothing; true and false are no numbers."""
+    """A finite number, else nothing; true and false are no numbers, and a text is one that spells a decimal.
+
+    The application keeps money in DECIMAL columns, whose values Prisma writes to JSON as texts.
+    """
     if type(value) is float:
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        number = float(value) if _DECIMAL.fullmatch(value) else math.nan
+        return number if math.isfinite(number) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -49,9 +49,9 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
 
 
-def next_version(known: Iterable[str]) -> str:
+def next_version(known: Iterable[str | None]) -> str:
     """The application's own way to count: the highest patch and one more, from v1.0.0 on."""
-    numbers = [tuple(map(int, found.groups())) for text in known if (found := _VERSION.fullmatch(text))]
+    numbers = [tuple(map(int, found.groups())) for text in known if text and (found := _VERSION.fullmatch(text))]
     if not numbers:
         return "v1.0.0"
     major, minor, patch = max(numbers)

@@ -1,5 +1,7 @@
 """Connections are in UTC, one transaction each, and say what to do when they fail."""
 
+from datetime import UTC, datetime
+
 import psycopg
 import pytest
 import sqlalchemy as sa
@@ -19,6 +21,22 @@ def test_sessions_are_in_utc_through_either_door(database):
         assert connection.execute("SHOW timezone").fetchone() == ("UTC",)
     with database.engine().connect() as connection:
         assert connection.scalar(sa.text("SHOW timezone")) == "UTC"
+
+
+@pytest.mark.parametrize("pooler", ["", "&pgbouncer=true"])
+def test_a_databases_own_spelling_of_times_and_texts_is_not_ours(database, pooler):
+    name = database_name(database.url)
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        for setting in ("datestyle = 'German'", "client_encoding = 'SQL_ASCII'", "extra_float_digits = -5"):
+            connection.execute(f"ALTER DATABASE {name} SET {setting}")
+    query = "SELECT '2025-01-15 10:00+00'::timestamptz, 'é'::text, 0.1::float8 + 0.2::float8"
+    read = (datetime(2025, 1, 15, 10, tzinfo=UTC), "é", 0.1 + 0.2)
+    opened = Database(f"{database.url}{pooler}", embedded=False)
+    with opened.connect() as connection:
+        assert connection.execute(query).fetchone() == read
+    with opened.engine().connect() as connection:
+        assert connection.execute(sa.text(query)).one() == read
+    opened.engine().dispose()
 
 
 def test_the_settings_url_is_opened_as_an_external_database(database):

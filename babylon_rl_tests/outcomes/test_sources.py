@@ -308,3 +308,56 @@ def test_a_question_that_ends_after_the_hour_is_not_waited_for(connection):
     assert awaited_outcomes(connection, [WINDOW]) == {}
     connection.execute("""UPDATE "Market" SET "endDate" = %s""", (at(60),))
     assert awaited_outcomes(connection, [WINDOW]) == {WINDOW: 1}
+
+
+# --- tables that somebody altered ------------------------------------------------------------------
+
+
+def test_a_position_of_no_known_side_is_no_no(connection):
+    connection.execute('ALTER TABLE "Position" ALTER side DROP NOT NULL')
+    put(connection, "Position", marketId="moon", side=None, avgPrice=0.9, createdAt=at(5), updatedAt=at(5))
+    assert (only(connection)["open"], only(connection)["close"]) == (None, None)
+
+
+def test_a_market_of_which_the_end_and_the_change_are_not_known_tells_no_price_of_an_hour(connection):
+    connection.execute('ALTER TABLE "Market" ALTER "endDate" DROP NOT NULL, ALTER "updatedAt" DROP NOT NULL')
+    put(connection, "Market", id="moon", yesShares=300, noShares=100, endDate=None, updatedAt=None)
+    put(connection, "Position", marketId="moon", side=True, avgPrice=0.9, createdAt=at(5), updatedAt=at(5))
+    assert (only(connection)["open"], only(connection)["close"]) == (0.9, None)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("Organization", "name"), ("Market", "yesShares"), ("Position", "marketId"), ("PerpPosition", "organizationId")],
+)
+def test_a_null_that_prisma_forbids_stops_no_other_row(connection, table, column):
+    probability(connection, 5, 0.4)
+    price(connection, 5, 100)
+    perp(connection, 5, 100, 45, 120, organizationId="zorg")
+    put(connection, "Organization", id="acme", name="ACME")
+    put(connection, "Market", id="moon", yesShares=300, noShares=100, endDate=at(30))
+    put(connection, "Position", marketId="moon", side=True, avgPrice=0.9, createdAt=at(5), updatedAt=at(5))
+    connection.execute(f'ALTER TABLE "{table}" ALTER "{column}" DROP NOT NULL')
+    connection.execute(f'UPDATE "{table}" SET "{column}" = NULL')
+    assert sorted(row["close"] for row in rows(connection)) == [0.4, 100, 120]
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "closes"),
+    [
+        ("StockPrice", "price TYPE numeric", [100.0, 0.4]),
+        ("StockPrice", "timestamp TYPE timestamptz", [0.4]),
+        ("Market", "resolved TYPE text", [100.0, 0.4]),
+        ("Market", '"endDate" TYPE timestamptz', [100.0, 0.4]),
+        ("Position", "side TYPE text", [100.0, 0.4]),
+    ],
+)
+def test_a_column_of_another_type_is_a_number_or_passes_its_table_over(connection, table, change, closes):
+    probability(connection, 5, 0.4)
+    price(connection, 5, 100)
+    put(connection, "Organization", id="acme", name="ACME")
+    put(connection, "Market", id="moon", yesShares=300, noShares=100, endDate=at(30))
+    connection.execute(f'ALTER TABLE "{table}" ALTER {change.split()[0]} DROP DEFAULT, ALTER {change}')
+    found = [row["close"] for row in rows(connection)]
+    assert found == closes and {type(one) for one in found} == {float}
+    awaited_outcomes(connection, [WINDOW])

@@ -152,6 +152,11 @@ ROWS = (
     Awkward("405-earlier-hour", pnl=2.0,
             row={"stepsJson": steps(step(0, 500.0, minute=-30), step(31, 8.0, minute=-15)), "finalPnL": 10.0}),
     Awkward("406-no-time", pnl=9.0, row={"stepsJson": steps(step(0, 1.0, timestamp=0)), "finalPnL": 10.0}),
+    Awkward("407-decimal-as-text", pnl=8.25, not_trainable="no_llm_call",
+            row={"stepsJson": steps(step(0, "12.50", calls=[], action={"parameters": {
+                "initialPnL": "12.50", "finalPnL": "20.75", "pnlChange": "8.25"}})), "finalPnL": None}),
+    Awkward("408-text-is-no-number", reason="no_pnl",
+            row={"stepsJson": steps(step(0, "$5"), step(1, "NaN"), step(2, ""), step(3, "1e999")), "finalPnL": None}),
     # --- calls
     Awkward("500-logged", pnl=0.0, logs=[log("500-logged")], row={"stepsJson": steps(step(0, 0, calls=[]))}),
     Awkward("501-same-log", pnl=0.0, logs=[log("501-same-log")]),
