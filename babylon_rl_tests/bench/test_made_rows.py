@@ -30,7 +30,7 @@ def test_the_servers_copies_stand_evenly_in_their_windows_and_are_scored(databas
         by_window = connection.execute('SELECT "windowId", count(*) FROM trajectories GROUP BY 1 ORDER BY 1').fetchall()
     assert by_window == [(IDS[0], 5), (IDS[1], 5)]
     assert score_and_write(database, IDS) == 10
-    assert [case.windows for case in cases(1.0)] == [2_000, 100, 1]
+    assert [case.windows for case in cases(1.0)] == [2_000, 2_000, 100, 1]
 
 
 def test_made_scores_are_about_a_kilobyte_and_the_same_for_the_same_seed():
