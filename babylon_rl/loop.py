@@ -6,11 +6,13 @@ that has ended is only told again.
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
 from babylon_rl.database.connect import Database, open_database
 from babylon_rl.database.migrate import migrate
+from babylon_rl.database.urls import redacted
 from babylon_rl.errors import BabylonError, SettingsError, TrainingError
 from babylon_rl.evaluation.promotion import evidence_of
 from babylon_rl.evaluation.schedule import Schedule, candidate_of, make_schedule, schedule_of
@@ -36,6 +38,7 @@ from babylon_rl.training.runs import (
     TrainingRun,
     base_checkpoint,
     finish_run,
+    list_checkpoints,
     load_run,
     promote,
     start_run,
@@ -200,6 +203,7 @@ def run_demo(settings: Settings, database: Database, seed: int, plan: Plan, stag
     schedule = schedule_of(run)
     assert schedule is not None
     recent_enough(schedule.last)
+    require_files(database, run)
     spool = settings.home / "spool" / f"{run.training_run}.jsonl"
     base = base_checkpoint(run.training_run)
     with (
@@ -219,6 +223,19 @@ def run_demo(settings: Settings, database: Database, seed: int, plan: Plan, stag
         # Everything after the training range, also the embargoed hours, in one range; evaluations are compared there.
         materializer.materialize(shift_window(schedule.train[1], 1), schedule.last, "compare on later windows")
     return _decide(database, run, schedule)
+
+
+def require_files(database: Database, run: TrainingRun) -> None:
+    """TrainingError where the database knows checkpoints of the run whose files are gone."""
+    with database.connect() as connection:
+        folders = [Path(c.path) for c in list_checkpoints(connection, run.training_run) if c.path is not None]
+    gone = [folder for folder in folders if not (folder / "adapter_config.json").is_file()]
+    if gone:
+        raise TrainingError(
+            f"The database {redacted(database.url)} knows {len(folders)} checkpoints of this demo, and the files of "
+            f"{len(gone)} of them are gone, such as {gone[0]}. Put them back, or begin anew with another seed "
+            "(SEED=2) or in another database."
+        )
 
 
 def _train(player: Player, materializer: Materializer) -> None:

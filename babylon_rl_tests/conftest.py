@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,14 @@ from babylon_rl.database.migrate import migrate
 from babylon_rl.settings import Settings, get_settings
 
 TEMPLATE = "migrated"
+
+
+def pytest_configure() -> None:
+    """A suite that a shell runs in the background would ignore Ctrl-C, and so would all that it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 _names = itertools.count(1)
 
 

@@ -3,24 +3,34 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
 
 from babylon_rl import cli
+from babylon_rl.database.embedded import EmbeddedServer
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, as a user starts it."""
+@pytest.fixture
+def run(server: EmbeddedServer) -> Run:
+    """Function that runs the command in a process of its own, as a user starts it, on the session's server."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("BABYLON_RL_", "DAGSTER_"))}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "babylon_rl.cli", *arguments],
-        env={**kept, "BABYLON_RL_HOME": str(home), "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+
+    def started(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        folders = {"BABYLON_RL_HOME": str(home), "BABYLON_RL_DATABASE_HOME": str(server.home)}
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "babylon_rl.cli", *arguments],
+            env={**kept, **folders, "COLUMNS": "200", **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return started
 
 
 @pytest.mark.parametrize(
@@ -43,7 +53,7 @@ def run(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
         ["verify"],
     ],
 )
-def test_help_is_there(command, tmp_path):
+def test_help_is_there(run, command, tmp_path):
     done = run(*command, "--help", home=tmp_path)
     assert done.returncode == 0
     assert "Usage" in done.stdout
@@ -96,7 +106,7 @@ UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nothing"
         (["nonsense"], {}, "No such command"),
     ],
 )
-def test_a_mistake_gets_a_sentence_and_no_stack_trace(arguments, environment, said, tmp_path):
+def test_a_mistake_gets_a_sentence_and_no_stack_trace(run, arguments, environment, said, tmp_path):
     done = run(*arguments, home=tmp_path, **environment)
     assert done.returncode != 0
     assert said in done.stderr, done.stderr
@@ -104,7 +114,7 @@ def test_a_mistake_gets_a_sentence_and_no_stack_trace(arguments, environment, sa
     assert "secret-word" not in done.stderr + done.stdout
 
 
-def test_mistakes_that_need_a_database_are_told_too(database, tmp_path):
+def test_mistakes_that_need_a_database_are_told_too(run, database, tmp_path):
     empty = ["--database", database.url]
     nothing = run("train", "--from", "2025-01-15T10:00", "--to", "2025-01-15T11:00", *empty, home=tmp_path)
     assert "Nothing is recorded" in nothing.stderr and "Traceback" not in nothing.stderr
@@ -116,7 +126,7 @@ def test_mistakes_that_need_a_database_are_told_too(database, tmp_path):
     assert gone.returncode == 1 and "Traceback" not in gone.stderr and "127.0.0.1:1" in gone.stderr
 
 
-def test_status_of_an_empty_database_says_so(database, tmp_path):
+def test_status_of_an_empty_database_says_so(run, database, tmp_path):
     done = run("status", "--json", "--database", database.url, home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert '"promoted": null' in done.stdout

@@ -1,12 +1,14 @@
 """The demo's rounds under alarms: it goes on with more exploration or from an earlier state, and stops when told to."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from babylon_rl.errors import TrainingError
 from babylon_rl.evaluation.schedule import schedule_of
-from babylon_rl.loop import Player, _evaluate, _train
+from babylon_rl.loop import Player, _evaluate, _train, require_files
+from babylon_rl.training.runs import list_checkpoints
 from babylon_rl_tests.training.rounds import ALL_HOLD, MIXED, ONE_SIDED, SIZE, Rounds
 
 
@@ -60,3 +62,18 @@ def test_a_round_without_an_update_and_without_an_alarm_is_still_an_error(databa
     player, materializer, _, _ = demo_of(database, tmp_path, ())
     with pytest.raises(TrainingError, match="Round 1 gave nothing to train on"):
         _train(player, materializer)
+
+
+def test_a_demo_whose_checkpoints_lost_their_files_says_so_before_it_plays(database, tmp_path):
+    player, materializer, rounds, _ = demo_of(database, tmp_path, MIXED)
+    require_files(database, rounds.run)
+    _train(player, materializer)
+    with database.connect() as connection:
+        (folder,) = [Path(c.path) for c in list_checkpoints(connection, rounds.run.training_run) if c.path]
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter = folder / "adapter_config.json"
+    adapter.write_text("{}")
+    require_files(database, rounds.run)
+    adapter.unlink()
+    with pytest.raises(TrainingError, match="knows 1 checkpoints.*SEED=2"):
+        require_files(database, rounds.run)

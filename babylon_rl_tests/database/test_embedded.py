@@ -235,9 +235,7 @@ def test_the_home_is_the_one_set_or_one_for_the_user(tmp_path):
 def test_an_interrupted_process_does_not_take_the_server_with_it(own):
     """Ctrl-C goes to the whole foreground group; the server is in a session of its own."""
     own.down()
-    # As in the foreground: a suite that runs in the background was told to ignore it.
-    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{UP}; import os, signal; {heed}; os.killpg(0, signal.SIGINT)"
+    program = UP + "; import os, signal; os.killpg(0, signal.SIGINT)"
     interrupted = subprocess.run(
         [sys.executable, "-c", program, str(own.home)], cwd=REPOSITORY, start_new_session=True, capture_output=True
     )
