@@ -303,6 +303,11 @@ def _application_remedy(cause: BaseException | None, url: str) -> str | None:
                 "it. `babylon-rl verify` says which tables and columns are missing; in an empty database of your own "
                 "`babylon-rl db migrate --with-application-tables` makes them."
             )
+        case psycopg.errors.CharacterNotInRepertoire() | psycopg.errors.UntranslatableCharacter():
+            return (
+                "The database keeps bytes that are not UTF-8, as one with the encoding SQL_ASCII may. Have the owner "
+                "correct that row, or read a copy of the database in UTF-8."
+            )
         case psycopg.Error() if cause.sqlstate in TIME_LIMITS:
             role = sql.Identifier(make_url(url).username or "role").as_string(None)
             return (

@@ -18,6 +18,7 @@ from babylon_rl.recording.contract import MOST, Line, Row, Step, schema
 from babylon_rl.recording.row_reader import FINISHED, finite
 
 MOST_PROBLEMS = 20  # told of one line
+OPENINGS = (b"{", b"[", b"[{")  # a line of an indented file
 SHOWN = 60  # letters of a value that is told
 
 UNSTORABLE, STORABLE = "NUL or half of a surrogate pair", "letters that PostgreSQL can hold"
@@ -97,6 +98,9 @@ def _value(text: bytes, cut_off: bool) -> Any:
     except (ValueError, RecursionError) as wrong:
         if cut_off:
             raise _Wrong([Problem("", "the end of the file in the middle of the line", "a whole line")]) from None
+        if text in OPENINGS:
+            wanted = "a JSON object on one line; `jq -c '.[]?, objects' FILE` writes indented ones so"
+            raise _Wrong([Problem("", "the beginning of JSON that goes on on other lines", wanted)]) from None
         raise _Wrong([Problem("", f"no JSON ({wrong})", "a JSON object")]) from None
 
 

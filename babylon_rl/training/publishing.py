@@ -313,7 +313,12 @@ def _told(url: str) -> Iterator[None]:
 
 def _remedy(error: psycopg.Error) -> str:
     match error:
-        case psycopg.errors.InsufficientPrivilege() | psycopg.errors.ReadOnlySqlTransaction():
+        case psycopg.errors.ReadOnlySqlTransaction():
+            return (
+                "The role of BABYLON_RL_PUBLISH_URL, or that server, only reads: name the primary server and have the "
+                "owner run ALTER ROLE … RESET default_transaction_read_only, or name another role."
+            )
+        case psycopg.errors.InsufficientPrivilege():
             return (
                 "Have the owner run GRANT SELECT, INSERT, UPDATE ON trained_models, training_batches TO the role of "
                 "BABYLON_RL_PUBLISH_URL; no other right is needed."

@@ -177,6 +177,11 @@ def test_a_time_limit_is_told_with_its_remedy(settings_of_role, limit):
         connection.execute("SELECT")
 
 
+def test_bytes_that_are_no_utf8_are_told_with_their_remedy(settings_of_role):
+    with pytest.raises(DatabaseError, match="SQL_ASCII"), settings_of_role().connect_application() as connection:
+        connection.execute(r"SELECT convert_from('\xff', 'UTF8')")
+
+
 def test_an_agent_that_row_security_hides_is_not_unknown(settings_of_role):
     hidden = settings_of_role(before='ALTER TABLE {schema}."User" ENABLE ROW LEVEL SECURITY')
     with hidden.recordings_found() as recordings:

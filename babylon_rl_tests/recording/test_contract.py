@@ -118,6 +118,10 @@ def test_a_cut_off_last_line_is_told_as_such():
     assert "no JSON" in said(text)[0]
 
 
+def test_an_indented_file_is_told_how_to_be_one_line_each():
+    assert "jq -c" in said(b"{")[0] and "jq -c" in said(b"[")[0] and "jq" not in said(b"{}")[0]
+
+
 @pytest.mark.parametrize(
     ("value", "caution"),
     [

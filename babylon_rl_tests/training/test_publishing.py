@@ -309,6 +309,11 @@ BROKEN = (
     ("REVOKE UPDATE ON {models} FROM {role}", "GRANT UPDATE ON {models} TO {role}", "GRANT SELECT, INSERT, UPDATE"),
     ("ALTER TABLE {models} RENAME TO gone", "ALTER TABLE game.gone RENAME TO trained_models", "schema=…"),
     ("ALTER TABLE {models} ADD more text NOT NULL", "ALTER TABLE {models} DROP more", "report it"),
+    (
+        "ALTER ROLE {role} SET default_transaction_read_only = on",
+        "ALTER ROLE {role} RESET default_transaction_read_only",
+        "only reads",
+    ),
     ("ALTER ROLE {role} NOLOGIN", "ALTER ROLE {role} LOGIN", "leave the variable empty"),
 )
 
