@@ -39,6 +39,10 @@ class RecordingError(BabylonError):
     """A recording cannot be written or read."""
 
 
+class ScoringError(BabylonError):
+    """A score cannot be computed or trusted."""
+
+
 class EmptyWindowError(BabylonError):
     """A window holds nothing that the step asked for can use."""
 

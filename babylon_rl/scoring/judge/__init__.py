@@ -1,0 +1,1 @@
+"""The LLM judge: what it is shown, how what agents wrote is kept apart from what it is told, how it is asked."""
