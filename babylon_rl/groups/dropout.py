@@ -18,8 +18,8 @@ def dropout_rate(members: int, target: int, max_dropout: float) -> float:
     """
     if target < 2 or not 0 <= max_dropout <= 1:
         raise SettingsError(
-            f"A dropout to {target} members of at most {max_dropout} is none: the target is 2 or more, the share is 0 to "
-            "1."
+            f"A dropout to {target} members of at most {max_dropout} is none: the target is 2 or more, the share "
+            "0 to 1."
         )
     return 0.0 if members <= target else min(max_dropout, 1 - target / members)
 
