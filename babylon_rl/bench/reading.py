@@ -1,6 +1,6 @@
 """`babylon-rl bench reading`: recorded rows to scores, against the first system's way and a COPY to nowhere.
 
-Ours is what a run of the data assets does with recordings: read, decode, features, score, write `scored_trajectories`.
+Ours is what a run of `scored_trajectories` does with recordings: read, decode, features, score, write.
 The COPY is the server's own, of the same columns to /dev/null: no reader can be faster than that.
 """
 
@@ -21,6 +21,7 @@ from babylon_rl.scoring.windows import score_windows
 from babylon_rl.windows import shift_window
 
 FIRST = "2025-01-15T00:00"
+# Of the first system's way 3 is wanted; this is the floor.
 LEAST_FASTER, MOST_OF_COPY, LEAST_OF_TWO = 2.5, 4.0, 1.3
 ONE, TWO, FIRST_SYSTEM, COPY = "one worker", "two workers", "the first system's way", "server COPY to /dev/null"
 
@@ -77,7 +78,7 @@ def _fill(database: Database, window_ids: Sequence[str], rows: int) -> None:
 
 
 def score_and_write(database: Database, window_ids: Sequence[str], workers: int = 1) -> int:
-    """What a run of the data assets does with recordings that no market was recorded beside; the rows written."""
+    """What a run of `scored_trajectories` does with recordings that no market was recorded beside; the rows written."""
     outcomes = pd.DataFrame(columns=["window_id", "instrument", "kind", "change", "revision"])
     rows = score_windows(database, window_ids, outcomes, "alpha", workers=workers)
     if rows.failed:

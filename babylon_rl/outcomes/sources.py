@@ -1,8 +1,7 @@
 """What the application's tables hold on prices and resolutions of some hours: one set of queries for all of them.
 
-A table that is missing there, lacks a column, has one of another type or may not be read holds nothing; the next source
-serves. Times are UTC
-without a zone, hours are half-open.
+A table that is missing there, lacks a column, has one of another type or may not be read holds nothing; the next
+source serves. Times are UTC without a zone, hours are half-open.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

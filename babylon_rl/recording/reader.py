@@ -52,7 +52,6 @@ class RangeReader:
         self._chunks = {window_id: chunk for chunk in chunks for window_id in chunk}
         self._misnamed: dict[str, list[str]] = {}
         self._rows = RowReader(recordings, used=used)
-        self._unread = RowReader(recordings, used=used, texts=False)
         self.without_window: dict[str, Elsewhere] = {}
 
     def read(self, window_id: str) -> RecordedWindow:
@@ -73,8 +72,8 @@ class RangeReader:
 
         `texts` False: for who looks neither at what calls say nor at whether a run may be trained on.
         """
-        rows = self._rows if texts else self._unread
-        yield from rows.read(window_id, window_entries(self.recordings, window_id, self.misnamed(window_id)))
+        entries = window_entries(self.recordings, window_id, self.misnamed(window_id))
+        yield from self._rows.read(window_id, entries, texts=texts)
 
     def misnamed(self, window_id: str) -> list[str]:
         """Trajectories that ended in the window and name another or none."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-# What JavaScript keeps in an object. Its numbers are read as floats, so that 100 and 100.0 are the same recording.
+# What JavaScript keeps in an object. Its numbers are floats, however they are spelled.
 Values = dict[str, float | bool | str | None | list[Any] | dict[str, Any]]
 
 

@@ -45,8 +45,7 @@ class RowReader:
     trained on is not looked at, which its texts tell.
     """
 
-    def __init__(self, recordings: Recordings, *, used: bool = False, texts: bool = True) -> None:
-        self._texts = texts
+    def __init__(self, recordings: Recordings, *, used: bool = False) -> None:
         self.recordings, self._used = recordings, used
         catalogue = catalogue_of(recordings.application)
         self._log = CallLog(recordings, of_application=catalogue.table("llm_call_logs").usable)
@@ -54,12 +53,16 @@ class RowReader:
         agents = catalogue.table("User")
         self._agents_told = agents.usable and not agents.row_security
 
-    def read(self, window_id: str, entries: Sequence[Entry]) -> Iterator[UsableTrajectory | Rejected]:
+    def read(
+        self, window_id: str, entries: Sequence[Entry], *, texts: bool = True
+    ) -> Iterator[UsableTrajectory | Rejected]:
         """Each of the rows, all of them of the window, in any order."""
-        for examined in self.examine(entries, window_id):
+        for examined in self.examine(entries, window_id, texts=texts):
             yield examined.found
 
-    def examine(self, entries: Sequence[Entry], window_id: str | None = None) -> Iterator[Examined]:
+    def examine(
+        self, entries: Sequence[Entry], window_id: str | None = None, *, texts: bool = True
+    ) -> Iterator[Examined]:
         """Each of the rows in its own window, in any order; `window_id`: the window that all of them are in.
 
         Rows that the call log tells of come last in their piece; all others are let go one by one.
@@ -74,18 +77,18 @@ class RowReader:
             logged: list[tuple[Entry, Decoded]] = []
             for entry in piece.entries:
                 name = entry.trajectory_id
-                decoded = _decoded(piece, name, self._texts or name in piece.logged)
+                decoded = _decoded(piece, name, texts or name in piece.logged)
                 if decoded is None:
                     continue  # deleted since it was catalogued, where the reader has no snapshot
                 if isinstance(decoded, Decoded) and entry.trajectory_id in piece.logged:
                     logged.append((entry, decoded))
                     continue
-                yield self._examined(entry, decoded, piece.calls.get(entry.trajectory_id, []), window_id)
+                yield self._examined(entry, decoded, piece.calls.get(entry.trajectory_id, []), window_id, texts)
             for entry, decoded in self._log.added(logged):
-                yield self._examined(entry, decoded, piece.calls.get(entry.trajectory_id, []), window_id)
+                yield self._examined(entry, decoded, piece.calls.get(entry.trajectory_id, []), window_id, texts)
 
     def _examined(
-        self, entry: Entry, decoded: Decoded | Refusal, calls: list[RecordedCall], window_id: str | None
+        self, entry: Entry, decoded: Decoded | Refusal, calls: list[RecordedCall], window_id: str | None, texts: bool
     ) -> Examined:
         known = window_id is not None and entry.named in (None, window_id)
         own = Attribution(window_id) if known else entry.attribution
@@ -93,7 +96,7 @@ class RowReader:
             return Examined(entry, own.window_id, _rejected(entry, decoded, own.misnamed), [], bool(calls))
         found: UsableTrajectory | Rejected
         try:
-            found = _trajectory(entry, decoded, calls, own, self._texts)
+            found = _trajectory(entry, decoded, calls, own, texts)
         except Refusal as refusal:
             found = _rejected(entry, refusal, own.misnamed)
         else:
