@@ -65,11 +65,6 @@ def kind_of(action: Action) -> Kind:
     return Kind.HOLD if decides and _says_hold(action) else kind
 
 
-def kind_named(name: str) -> Kind:
-    """What an action of that name is."""
-    return _read(name)[0]
-
-
 @functools.lru_cache(maxsize=4096)
 def _read(name: str) -> tuple[Kind, bool]:
     """What an action of that name is, and whether its parameters may make it a hold."""

@@ -17,8 +17,8 @@ def describe_windows(
 ) -> dict[str, Any]:
     """Describe each window in its own partition; `frames`: a window's rows are all in one.
 
-    Returns what belongs into the output's metadata, shared by all:
-    Dagster shows what is shared above what is a partition's own, and stores it with each partition, so it is short.
+    Returns what belongs into the output's metadata, which all share. Dagster shows that above what is a partition's
+    own, and stores it with each partition, so it is short.
     `status` and `reason` stand in it for their place alone: each window has its own.
     """
     left = dict.fromkeys(window_ids)
