@@ -187,8 +187,18 @@ scored_trajectories = asset_table(
     sa.Column("agent_id", sa.Text, nullable=False),
     sa.Column("scorer", sa.Text, nullable=False),
     sa.Column("scorer_version", sa.Text, nullable=False),
+    sa.Column("scorer_settings", Json, comment="what its numbers depend on beside the runs"),
     sa.Column("reward", Real, nullable=False),
     sa.Column("parts", Json, nullable=False, comment="what the reward is made of"),
+    sa.Column(
+        "decision_rewards", Json, comment="reward of each decision by its step; null where it is the whole run's"
+    ),
+    sa.Column("counterfactuals", Json, comment="rewards of what was not done: flat, hold, best in hindsight"),
+    sa.Column("process_score", Real, comment="judge, 0..1, shown only what was knowable at the decision"),
+    sa.Column("outcome_score", Real, comment="alpha, computed from what was earned"),
+    sa.Column("hindsight_score", Real, comment="judge, 0..1, shown what the market then did"),
+    sa.Column("judge", Json, comment="what the judge was asked and answered"),
+    sa.Column("injection_signs", Json, comment="signs that the agent wrote to its judge"),
     sa.Column("features", Json, nullable=False),
     sa.Column("rank", sa.Integer, nullable=False, comment="1 is the window's best"),
     sa.Column("reason", sa.Text, nullable=False, comment="one line that a person reads"),
@@ -197,6 +207,33 @@ scored_trajectories = asset_table(
     sa.Column("action_values", Json, comment="reward of every legal answer of the decision, by its text"),
     sa.Column("window_revision", sa.Text, nullable=False),
     sa.Column("outcome_revision", sa.Text, nullable=False),
+)
+
+judge_calibration = asset_table(
+    "judge_calibration",
+    (),
+    sa.Column("judge", sa.Text, comment="model and digest of how it was asked; null where none judged"),
+    sa.Column("verdict", sa.Text, nullable=False, comment="no_judge | unproven | trusted | set_aside"),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("runs", sa.Integer, nullable=False, comment="judged runs of this window"),
+    sa.Column(
+        "windows", sa.Integer, nullable=False, comment="judged windows that the verdict rests on, up to this one"
+    ),
+    sa.Column("agreement", Real, comment="mean rank correlation with alpha over those windows"),
+    sa.Column("agreement_low", Real, comment="95 % interval"),
+    sa.Column("agreement_high", Real),
+    sa.Column("repeat", Real, comment="mean rank correlation of the judge with itself"),
+    sa.Column("repeat_low", Real),
+    sa.Column("repeat_high", Real),
+    sa.Column("order_bias", Real, comment="mean rank correlation of score and place in the prompt"),
+    sa.Column("order_low", Real),
+    sa.Column("order_high", Real),
+    sa.Column("length_bias", Real, comment="mean rank correlation of score and length of the run's text"),
+    sa.Column("length_low", Real),
+    sa.Column("length_high", Real),
+    sa.Column("noise", Real, comment="standard deviation of a score from one repeat to the next"),
+    sa.Column("statistics", Json, comment="of this window alone"),
+    sa.Column("scores_digest", sa.Text, comment="digest of the window's scored_trajectories"),
 )
 
 art_groups = asset_table(
@@ -215,6 +252,13 @@ art_groups = asset_table(
     sa.Column(
         "scores_digest", sa.Text, comment="digest of the window's scored_trajectories; null where there are none"
     ),
+    sa.Column(
+        "agent_share", Real, comment="share of the rewards' variance by agent identity, over earlier windows too"
+    ),
+    sa.Column("baselines", Json, comment="what was taken off for who the agent is, by agent"),
+    sa.Column("alarms", Json, comment="figures of the window that reached a limit: {kind, value, limit, detail}"),
+    sa.Column("settings", Json, comment="settings that the group was made with"),
+    sa.Column("judge_verdict", sa.Text, comment="of judge_calibration; set_aside: rewards are those of alpha"),
 )
 
 trained_checkpoints = asset_table(
@@ -248,6 +292,22 @@ checkpoint_evaluations = asset_table(
     sa.Column("baseline_pnl", Real, nullable=False),
     sa.Column("decision", sa.Text, nullable=False, comment="promote | keep | info"),
     sa.Column("reason", sa.Text, nullable=False),
+)
+
+# --- what judges answered ---------------------------------------------------------------------------
+
+judge_answers = sa.Table(
+    "judge_answers",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True, comment="SHA-256 of everything that went into the question"),
+    sa.Column("window_id", sa.Text, nullable=False, index=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("question", sa.Text, nullable=False, comment="process | hindsight"),
+    sa.Column("answer", sa.Text, nullable=False, comment="as the judge wrote it, once it could be read"),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("completion_tokens", sa.Integer, nullable=False),
+    _now("answered_at"),
+    sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
 )
 
 # --- what the sensors know -------------------------------------------------------------------------

@@ -18,8 +18,8 @@ A row is an agent's run under a scorer: its reward and what that is made of, ran
 and where its tokens come from (`provenance`). **A partition** holds every usable run of the hour, the best first.
 
 **Looks wrong?** `reason` and `parts` show how the reward came about; prices are in `market_outcomes`, missing runs in
-`windows`. Another scorer (`BABYLON_RL_SCORER`) adds rows and takes none away. All rewards equal is a result: nothing is
-learned from such an hour.
+`windows`. Another scorer or version (`BABYLON_RL_SCORER`) adds rows; those before it are superseded and stay to be
+read. All rewards equal is a result: nothing is learned from such an hour.
 
 Read by `art_groups`.
 """
@@ -39,5 +39,7 @@ def scored_trajectories(
 ) -> dg.Output[WindowRows]:
     opened = database.open()
     settings = get_settings()
-    rows = score_windows(opened, window_ids(context), market_outcomes, settings.scorer, workers=settings.workers)
+    rows = score_windows(
+        opened, window_ids(context), market_outcomes, settings.scorer, workers=settings.workers, settings=settings
+    )
     return written(context, opened, rows, scores_metadata)

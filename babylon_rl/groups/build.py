@@ -41,6 +41,11 @@ COLUMNS = (
     "reward_spread",
     "window_revision",
     "scores_digest",
+    "agent_share",
+    "baselines",
+    "alarms",
+    "settings",
+    "judge_verdict",
 )
 
 # Why a trajectory is no member, by the provenance that its score carries.
@@ -94,6 +99,11 @@ def build_group(
         "reward_spread": max(rewards) - min(rewards) if rewards else None,
         "window_revision": recorded.revision,
         "scores_digest": scored["digest"].iloc[0] if "digest" in scored and len(scored) else None,
+        "agent_share": None,
+        "baselines": None,
+        "alarms": None,
+        "settings": None,
+        "judge_verdict": None,
     }
 
 

@@ -125,6 +125,13 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
     )
 
 
+def spoken_action(action: Action) -> str:
+    """What was done, as a person reads it: `BUY ACME`, `HOLD`, `SELL BOLT (failed)`."""
+    what, said = kind_of(action), _said(action)
+    direction = _direction(action.action_type, said) if what is Kind.TRADE else 0
+    return _spoken(action.action_type, what, direction, _word(_first(said, INSTRUMENT)), action.success)
+
+
 def direction_of(action: Action) -> int:
     """1 where a trade buys exposure, -1 where it sells, 0 where nothing says which."""
     return _direction(action.action_type, _said(action))

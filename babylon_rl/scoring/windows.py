@@ -11,25 +11,36 @@ from babylon_rl.database.window_rows import WindowError, WindowRows, each_window
 from babylon_rl.recording.parallel import by_parts
 from babylon_rl.recording.reader import RangeReader
 from babylon_rl.recording.window import Rejected, UsableTrajectory, revision_of_digests
-from babylon_rl.scoring.scorers import COLUMNS, WindowScoring, scorer_of
+from babylon_rl.scoring.scorers import COLUMNS, WindowScoring
+from babylon_rl.scoring.seam import scorer_of
+from babylon_rl.settings import Settings, get_settings
 
 
 def score_windows(
-    database: Database, window_ids: Sequence[str], outcomes: pd.DataFrame, scorer: str, *, workers: int = 1
+    database: Database,
+    window_ids: Sequence[str],
+    outcomes: pd.DataFrame,
+    scorer: str,
+    *,
+    workers: int = 1,
+    settings: Settings | None = None,
 ) -> WindowRows:
-    """Rows of `scored_trajectories`; `outcomes` are those of all the windows."""
-    scorer_of(scorer)
+    """Rows of `scored_trajectories`; `outcomes` are those of all the windows, `settings` the scorer's."""
+    settings = settings or get_settings()
+    # A scorer that asks a judge has one budget and one limit of requests, so one process.
+    workers = 1 if scorer_of(scorer, settings, database).reads_texts else workers
     made, failed = KeptFrames(COLUMNS), {}
-    for own, errors in by_parts(functools.partial(_score, database, outcomes, scorer), window_ids, workers):
+    score = functools.partial(_score, database, outcomes, scorer, settings)
+    for own, errors in by_parts(score, window_ids, workers):
         made.take(own)
         failed |= errors
     return WindowRows(made, tuple(window_ids), failed)
 
 
 def _score(
-    database: Database, outcomes: pd.DataFrame, scorer: str, window_ids: Sequence[str]
+    database: Database, outcomes: pd.DataFrame, name: str, settings: Settings, window_ids: Sequence[str]
 ) -> tuple[KeptFrames, dict[str, WindowError]]:
-    made = KeptFrames(COLUMNS)
+    made, scorer = KeptFrames(COLUMNS), scorer_of(name, settings, database)
     by_window = dict(iter(outcomes.groupby("window_id"))) if len(outcomes) else {}
     with database.recordings() as recordings:
         waiting = waiting_for(recordings.ours, ("windows", "market_outcomes"), window_ids)
@@ -37,7 +48,7 @@ def _score(
 
         def score(window_id: str) -> None:
             digests: list[str] = []
-            usable = _usable(reader.stream(window_id, texts=False), digests)
+            usable = _usable(reader.stream(window_id, texts=scorer.reads_texts), digests)
             scoring = WindowScoring(window_id, by_window.get(window_id, outcomes.iloc[:0]), scorer)
             made.add(scoring.scores(usable, lambda: revision_of_digests(digests)))
 

@@ -1,0 +1,124 @@
+"""The seam of scorers: what one sees of a window, what it answers with, and the names that it is found by.
+
+A scorer is a name, a version, settings, and a function from the runs of a window to one score each, in the same order.
+A scorer whose numbers change gets another version: scores are versioned, never overwritten.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import pandas as pd
+
+from babylon_rl.database.connect import Database
+from babylon_rl.errors import SettingsError
+from babylon_rl.scoring.features import Features, Market
+from babylon_rl.settings import Settings, get_settings
+
+# Provenance of a trajectory whose reward cannot be computed: it is shown, and never trained on.
+NO_CAPITAL = "no_capital"
+
+
+class RunText(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent was told, wrote and did, for a scorer that reads. `goal`: its system prompt.
+
+    `decisions`: a text each, oldest first; `actions`: the same decisions by what was done alone, without a word that
+    the agent wrote.
+    """
+
+    trajectory_id: str
+    agent_id: str
+    goal: str
+    decisions: Sequence[str]
+    actions: Sequence[str]
+
+
+class Runs(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scorer sees of a window: its runs by trajectory id, and what the market did.
+
+    `outcomes`: the window's rows of `market_outcomes`. `texts`: of the runs, in the same order, where the scorer reads
+    them (`Scorer.reads_texts`), else empty.
+    """
+
+    window_id: str
+    features: Sequence[Features]
+    market: Market
+    outcomes: pd.DataFrame
+    texts: Sequence[RunText] = ()
+
+
+class Score(msgspec.Struct, frozen=True):
+    """Reward of one trajectory, what it is made of, and a line for a person.
+
+    `refused`: provenance that replaces the recorded one where there is no valid reward. `decision_rewards`: reward of
+    each decision by the number of its step, where its position can be attributed; None where the reward is the whole
+    run's. `counterfactuals`: rewards of what was not done (flat, hold, best). `process`, `hindsight`: a judge's scores,
+    0..1. `signs`: of injection. `judge`: what a judge was asked and answered, as JSON values.
+    """
+
+    reward: float
+    parts: dict[str, float]
+    reason: str
+    refused: str | None = None
+    decision_rewards: dict[int, float] | None = None
+    counterfactuals: dict[str, float | None] | None = None
+    process: float | None = None
+    hindsight: float | None = None
+    signs: Sequence[str] = ()
+    judge: dict[str, Any] | None = None
+
+
+class Scorer(msgspec.Struct, frozen=True):
+    """A named, versioned way from the runs of a window to one score each, in the same order.
+
+    `settings`: what its numbers depend on beside the runs, stored with each row. `values`: the reward of every legal
+    answer of a trajectory's decision, on the same scale, where the scorer knows it. `noise`: rewards that differ by
+    less are equal. `reads_texts`: whether it looks at what agents were told and wrote.
+    """
+
+    name: str
+    version: str
+    score: Callable[[Runs], list[Score]]
+    values: Callable[..., dict[str, float] | None] | None = None
+    settings: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    noise: float = 1e-6
+    reads_texts: bool = False
+
+
+# A scorer that depends on settings, or keeps something in the database, is made anew for each run.
+Factory = Callable[[Settings, Database | None], Scorer]
+
+_REGISTERED: dict[str, Scorer | Factory] = {}
+
+
+def register(scorer: Scorer | Factory, name: str | None = None) -> None:
+    """Make a scorer known by its name; a factory needs one. SettingsError where another has the name."""
+    known = name or (scorer.name if isinstance(scorer, Scorer) else None)
+    if known is None:
+        raise SettingsError("A factory of a scorer is registered with a name: register(make, 'mine').")
+    if _REGISTERED.setdefault(known, scorer) is not scorer:
+        raise SettingsError(f"There is a scorer {known!r} already; choose another name.")
+
+
+def scorer_of(name: str, settings: Settings | None = None, database: Database | None = None) -> Scorer:
+    """The scorer of that name, made with the settings; SettingsError names the known ones.
+
+    Modules of the setting `scorer_modules` are imported first: importing one registers its scorers.
+    """
+    settings = settings or get_settings()
+    for module in filter(None, (part.strip() for part in settings.scorer_modules.split(","))):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise SettingsError(f"BABYLON_RL_SCORER_MODULES names {module!r}, which fails: {error}.") from None
+    found = _REGISTERED.get(name)
+    if found is None:
+        known = ", ".join(sorted(_REGISTERED))
+        raise SettingsError(f"There is no scorer {name!r}. Set BABYLON_RL_SCORER to one of: {known}.")
+    return found if isinstance(found, Scorer) else found(settings, database)
+
+
+def registered() -> list[str]:
+    """Names of the known scorers."""
+    return sorted(_REGISTERED)
