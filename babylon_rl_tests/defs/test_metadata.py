@@ -9,9 +9,10 @@ import dagster as dg
 import pytest
 from dagster._serdes import serialize_value
 
-from babylon_rl.defs.metadata.data import groups_metadata, outcomes_metadata, scores_metadata, windows_metadata
+from babylon_rl.defs.metadata.data import groups_metadata, outcomes_metadata, windows_metadata
 from babylon_rl.defs.metadata.models import checkpoints_metadata, evaluations_metadata
 from babylon_rl.defs.metadata.plots import INLINE, bars, curves, intervals
+from babylon_rl.defs.metadata.scores import scores_metadata
 from babylon_rl.defs.metadata.tables import LONGEST_CELL, MOST_ROWS, counted, figures, table
 
 WINDOW = "2025-01-15T10:00"
