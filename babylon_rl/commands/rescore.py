@@ -77,7 +77,7 @@ def _rescore(
         )
     if not silent:
         late = f", {len(unknown):,} of them materialized for the first time" if unknown else ""
-        console.print(f"{len(window_ids):,} windows are scored by {scorer}{late}.", highlight=False, soft_wrap=True)
+        console.print(f"Scored by {scorer}: {_windows(len(window_ids))}{late}.", highlight=False, soft_wrap=True)
     variables = {**dagster_environment(settings), "BABYLON_RL_SCORER": scorer}
     with environment(variables), progress() as stages:
         begin = (lambda title, steps: lambda: None) if silent else stage(stages)
@@ -122,16 +122,20 @@ def lines(changes: "Sequence[Rescored]", scorer: str, default: str) -> Iterator[
         yield from _window_lines(one)
     written, unchanged = sum(one.written for one in changes), sum(one.unchanged for one in changes)
     failed = sum(one.failed is not None for one in changes)
-    said = f"{written:,} rows written, {unchanged:,} unchanged in {len(changes):,} windows"
-    yield f"{said}; {failed:,} windows failed." if failed else f"{said}."
+    said = f"{written:,} rows written, {unchanged:,} unchanged in {_windows(len(changes))}"
+    yield f"{said}; {_windows(failed)} failed." if failed else f"{said}."
     known = [one.rank_correlation for one in changes if one.rank_correlation is not None and one.written]
     if known:
         mean = sum(known) / len(known)
-        yield f"Rank correlation with the scores before, mean of {len(known):,} windows: {mean:+.2f}."
+        yield f"Rank correlation with the scores before, mean of {_windows(len(known))}: {mean:+.2f}."
     if any(one.written and one.mean_before is not None for one in changes):
         yield "Rows that were replaced stay in scored_trajectories, with the scorer's name and version."
     if scorer != default:
         yield f"What is computed later is scored by {default}; BABYLON_RL_SCORER={scorer} changes that."
+
+
+def _windows(count: int) -> str:
+    return "1 window" if count == 1 else f"{count:,} windows"
 
 
 def _window_lines(one: "Rescored") -> Iterator[str]:
