@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MOST_INSTRUMENTS = 12
 # Columns of a terminal from which on more of a reward's parts stand beside it.
 WIDE = 110
+# What a judge gave, 0 to 1; columns where it gave any.
+JUDGED = ("process_score", "hindsight_score")
 # Characters of a prompt or an answer; what was cut out of the middle is counted.
 LONGEST_TEXT = 900
 
@@ -59,10 +61,12 @@ def _tell(found: "ScoredWindow") -> None:
     if found.compared is None:
         _line("There are not two runs with a valid reward, so none are compared.")
     else:
-        if len({run["reward"] for run in found.runs}) == 1:
+        alike = len({run["reward"] for run in found.runs}) == 1
+        if alike:
             _line("All rewards are equal: nothing can be learned from this window, and the ranks are by id.")
         for run in (found.compared.first, found.compared.second):
-            place = {1: "Best", len(found.runs): "Worst"}.get(run.rank, f"Rank {run.rank}")
+            known = {} if alike else {1: "Best", len(found.runs): "Worst"}
+            place = known.get(run.rank, f"Rank {run.rank}")
             _line(f"{place + ':':<7} {one_line(run.agent_id)}, {one_line(run.reason)}")
         _line("")
         console.print(_side_by_side(found.compared))
@@ -100,10 +104,11 @@ def main_parts(runs: Sequence[Mapping[str, Any]], most: int) -> list[str]:
 
 def _runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     parts = main_parts(runs, 4 if console.width >= WIDE else 1)
+    judged = [name for name in JUDGED if any(run[name] is not None for run in runs)]
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("agent", overflow="fold", max_width=24)
-    for name in ("P&L $", "reward", *(part.replace("_", " ") for part in parts), "dec."):
+    for name in ("P&L $", "reward", *(name.replace("_", " ") for name in (*judged, *parts)), "dec."):
         table.add_column(name, justify="right", max_width=10)
     table.add_column("reason", overflow="fold", min_width=20)
     for run in runs:
@@ -112,11 +117,18 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
             _text(run["agent_id"]),
             f"{run['features']['window_pnl']:+.2f}",
             f"{run['reward']:+.5f}",
+            *("-" if run[name] is None else f"{run[name]:.2f}" for name in judged),
             *(_figure(run["parts"].get(part)) for part in parts),
             str(run["features"]["steps"]),
-            _text(run["reason"]),
+            _text(_reason(run)),
         )
     return table
+
+
+def _reason(run: Mapping[str, Any]) -> str:
+    """Why the run has its reward, and what in its text looks as if it spoke to a judge."""
+    signs = ", ".join(map(str, run["injection_signs"] or ()))
+    return f"{run['reason']}; signs of injection: {signs}" if signs else run["reason"]
 
 
 def _side_by_side(compared: "Comparison") -> Table:
@@ -165,7 +177,8 @@ def _earned(run: "ComparedRun") -> str:
 
 
 def _figure(value: Any) -> str:
-    return f"{value:+.4f}" if isinstance(value, int | float) else "-"
+    # Adding zero takes the sign off a rounded nothing.
+    return f"{round(value, 4) + 0.0:+.4f}" if isinstance(value, int | float) else "-"
 
 
 def cut(text: str, longest: int = LONGEST_TEXT) -> str:

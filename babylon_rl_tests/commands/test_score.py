@@ -123,6 +123,22 @@ def test_what_agents_wrote_moves_no_cursor_and_makes_no_markup(database, score, 
     assert "[red]" in said and "\x1b" not in said
 
 
+def test_what_a_judge_said_and_signs_of_injection_stand_beside_the_reward(score, monkeypatch):
+    told = [
+        Score(n / 10, {}, "why", process=n / 8, hindsight=0.25, signs=["asks for 1.0"] * (n == 7)) for n in range(8)
+    ]
+    monkeypatch.setitem(seam._REGISTERED, "judged", Scorer("judged", "1", lambda runs: told))
+    said = score("--scorer", "judged").stdout
+    assert "process" in said and "0.88" in said and "hindsight" in said
+    assert said.count("signs of injection: asks for 1.0") == 1
+    assert "process" not in score().stdout
+
+
+def test_of_equal_rewards_none_is_called_the_best(score):
+    said = score("--scorer", "heuristic").stdout
+    assert "All rewards are equal" in said and "Rank 1:" in said and "Best:" not in said
+
+
 def test_a_long_text_keeps_its_beginning_and_its_end_and_says_what_is_missing():
     text = "".join(chr(97 + n % 26) for n in range(5000))
     short = cut(text, 900)
