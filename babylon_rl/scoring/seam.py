@@ -8,7 +8,6 @@ import importlib
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import msgspec
@@ -170,8 +169,8 @@ def scores_of(scorer: Scorer, runs: Runs) -> list[Score]:
         if not isinstance(score, Score):
             raise ScoringError(f"{said} gives run {one.trajectory_id} a {type(score).__name__}; it must be a Score.")
         # A number that the recording itself spoilt is told as such, by the caller.
-        numbers = {"reward": score.reward, **score.parts}
-        if not all(map(_finite, numbers.values())) and _finite(one.window_pnl):
+        if not _finite(score.reward, *score.parts.values()) and _finite(one.window_pnl):
+            numbers = {"reward": score.reward, **score.parts}
             name, value = next((name, value) for name, value in numbers.items() if not _finite(value))
             raise ScoringError(
                 f"{said} gives run {one.trajectory_id} the {name} {value!r}, which is no finite number. Correct the "
@@ -180,8 +179,11 @@ def scores_of(scorer: Scorer, runs: Runs) -> list[Score]:
     return given
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+def _finite(*values: Any) -> bool:
+    try:
+        return all(map(math.isfinite, values))
+    except (TypeError, OverflowError):  # no number, or one that no float holds
+        return False
 
 
 def registered() -> list[str]:
