@@ -17,13 +17,17 @@ from babylon_rl.windows import shift_window
 from babylon_rl_tests.commands.played import FIRST, play
 
 
+@pytest.fixture(scope="module")
+def dagster(server) -> dict[str, str]:
+    """Environment of Dagster with a storage of these tests: to make one takes seconds."""
+    server.create_database("dagster_of_rescore")
+    url = with_driver(server.url("dagster_of_rescore"), "psycopg2")
+    return {"DAGSTER_HOME": str(REPOSITORY / "dagster_home"), "DAGSTER_PG_URL": url}
+
+
 @pytest.fixture
-def rescore(database, new_database, tmp_path, run, monkeypatch):
-    """Function that scores the played windows anew; Dagster's storage is one of this test."""
-    dagster = {
-        "DAGSTER_HOME": str(REPOSITORY / "dagster_home"),
-        "DAGSTER_PG_URL": with_driver(new_database().url, "psycopg2"),
-    }
+def rescore(database, dagster, run, monkeypatch):
+    """Function that scores the played windows anew."""
     monkeypatch.setattr(materializing, "dagster_environment", lambda settings: dagster)
 
     def rescore(*arguments: str, last: str = FIRST, first: str = FIRST):
