@@ -10,7 +10,6 @@ from babylon_rl.defs.metadata.tables import Rows, cell, counted, differing, doll
 NO_ROW = {"status": "no row", "reason": "the window was not computed in this run"}
 COUNTS = ("agents", "recorded", "usable", "trainable", "rejected", "misnamed")
 OUTCOME = ("instrument", "open", "close", "change", "outcome", "settled", "source")
-AGENT = ("rank", "agent_id", "pnl", "reward", "reason")
 MEMBER = ("agent_id", "reward", "advantage", "answer")
 LEFT_OUT = ("agent_id", "reason", "trajectory_id")
 
@@ -60,33 +59,6 @@ def outcomes_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
         **figures({"instruments": len(rows), "unsettled": len(provisional)}),
         **figures({"market move %": sum(change for _, change in changes) / len(changes) if changes else None}),
         **this_window("market_outcomes", window_id),
-    }
-
-
-def scores_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
-    """Agents with P&L, reward, rank and reason, the best first, and their P&L as bars."""
-    if not rows:
-        return {"status": "no scores", "reason": "no usable run was recorded; `windows` says why"}
-    agents = [{**row, "pnl": row["features"]["window_pnl"]} for row in sorted(rows, key=lambda row: row["rank"])]
-    pnls = [agent["pnl"] for agent in agents]
-    rewards = [agent["reward"] for agent in agents]
-    return {
-        "status": "scored",
-        "reason": f"{len(agents)} runs, rewards from {min(rewards):+.5f} to {max(rewards):+.5f}",
-        "agents by reward": table(agents, (*AGENT, *differing(agents, ("provenance", "checkpoint")))),
-        "P&L by agent, $": bars("P&L by agent, dollars", [(agent["agent_id"], agent["pnl"]) for agent in agents]),
-        "provenance": counted(agent["provenance"] for agent in agents),
-        "checkpoint that played": counted(agent["checkpoint"] or "none recorded" for agent in agents),
-        "scorer": counted(f"{agent['scorer']} {agent['scorer_version']}" for agent in agents),
-        **figures(
-            {
-                "scored": len(agents),
-                "P&L mean": sum(pnls) / len(pnls),
-                "reward mean": sum(rewards) / len(rewards),
-                "reward spread": max(rewards) - min(rewards),
-            }
-        ),
-        **this_window("scored_trajectories", window_id),
     }
 
 
