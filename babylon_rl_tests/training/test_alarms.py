@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from babylon_rl.training.alarms import AlarmLimits, BatchHealth, alarms_of, health_of, label_of, last_good, respond
+from babylon_rl.groups.health import AlarmLimits, BatchHealth, alarms_of, health_of, label_of
+from babylon_rl.training.alarms import last_good, respond
 from babylon_rl.training.recipe import Recipe
 
 LIMITS = AlarmLimits()
