@@ -81,7 +81,13 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, settings: Settings) -> "GroupSettings":
-        """Those of the user."""
+        """Those of the user; SettingsError where no group could have both its least and its largest size."""
+        if 0 < settings.max_per_group < settings.min_group_size:
+            raise SettingsError(
+                f"BABYLON_RL_MAX_PER_GROUP={settings.max_per_group} is below "
+                f"BABYLON_RL_MIN_GROUP_SIZE={settings.min_group_size}: no group could be trained on. Raise the one (0: "
+                "all members) or lower the other."
+            )
         return cls(
             min_group_size=settings.min_group_size,
             max_per_group=settings.max_per_group,

@@ -64,7 +64,8 @@ def group_windows(
             )
 
         rows, failed = each_window(window_ids, build, waiting)
-    return WindowRows(pd.DataFrame(rows, columns=list(COLUMNS)), tuple(window_ids), failed)
+    # Of objects: what is missing stays None, and is no number that is not one.
+    return WindowRows(pd.DataFrame(rows, columns=list(COLUMNS), dtype=object), tuple(window_ids), failed)
 
 
 def tolerance_for(scorer: Scorer | None, verdict: Mapping[str, Any] | None, settings: Settings) -> float:
