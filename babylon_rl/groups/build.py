@@ -126,17 +126,10 @@ def build_group(
     members, left_out = _members(recorded, scored, leaks or {})
     members, left_out = _chosen(members, left_out, recorded.window_id, settings)
     identity = history.at(recorded.window_id, scorer, version) if history is not None and len(members) > 1 else None
-    baselines = None
-    if identity is not None and settings.agent_baseline == "shrunken":
-        baselines = of_members(identity.baselines, [member.agent_id for member in members])
-        members = [_with_baseline(member, baselines[member.agent_id]) for member in members]
+    members, baselines = _with_baselines(members, identity, settings)
     status, reason = _status(window, members, len(left_out), tolerance, settings, identity)
     if status == TRAINABLE:
-        advantages = centred_twice([m.reward for m in members], [m.taken_off for m in members], tolerance)
-        members = [
-            msgspec.structs.replace(member, advantage=advantage)
-            for member, advantage in zip(members, advantages, strict=True)
-        ]
+        members = _with_advantages(members, tolerance)
     group = Group(
         window_id=recorded.window_id,
         scorer=scorer,
@@ -219,8 +212,26 @@ def _chosen(
     )
 
 
-def _with_baseline(member: Member, baseline: float) -> Member:
-    return msgspec.structs.replace(member, baseline=baseline) if baseline else member
+def _with_baselines(
+    members: list[Member], identity: Identity | None, settings: GroupSettings
+) -> tuple[list[Member], dict[str, float] | None]:
+    """The members with what is taken off for who their agents are, and that by agent; None where nothing is."""
+    if identity is None or settings.agent_baseline == "none":
+        return members, None
+    baselines = of_members(identity.baselines, [member.agent_id for member in members])
+    return [
+        # Absent and not 0, so that the digest is that of a group without baselines.
+        msgspec.structs.replace(member, baseline=baselines[member.agent_id] or msgspec.UNSET)
+        for member in members
+    ], baselines
+
+
+def _with_advantages(members: list[Member], tolerance: float) -> list[Member]:
+    advantages = centred_twice([m.reward for m in members], [m.taken_off for m in members], tolerance)
+    return [
+        msgspec.structs.replace(member, advantage=advantage)
+        for member, advantage in zip(members, advantages, strict=True)
+    ]
 
 
 def _alarms(scored: pd.DataFrame, members: list[Member]) -> list[dict[str, Any]]:
