@@ -37,6 +37,7 @@ def test_only_corruption_blocks():
         ("market_outcomes", "outcomes_are_settled"),
         ("scored_trajectories", "rewards_have_spread"),
         ("art_groups", "group_is_trainable"),
+        ("art_groups", "agents_act"),
         ("trained_checkpoints", "learning_is_steady"),
         *((asset, "all_windows_computed") for asset in ASSETS),
         *((asset, "rows_are_current") for asset in ASSETS[2:]),

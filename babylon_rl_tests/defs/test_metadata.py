@@ -275,6 +275,28 @@ def test_groups_show_advantages_and_who_was_left_out_and_why():
     assert empty["status"] == "not_ready" and empty["left out"] == "nobody" and "reward mean" not in empty
 
 
+def test_groups_show_baselines_the_agents_share_alarms_and_the_judges_verdict():
+    alarm = {"kind": "all_hold", "detail": "HOLD 100 %", "value": 1.0, "limit": 0.95}
+    settings = {"agent_baseline": "shrunken", "history": {"windows": 40, "last": WINDOW, "shrinkage": 12.5}}
+    row = group_row(2, 3, alarms=[alarm], settings=settings, judge_verdict="set_aside", agent_share=0.625)
+    for one, reason in zip(row["left_out"], ("leak: a price ('105.3')", *["max_per_group: 2 of 4"] * 2), strict=True):
+        one["reason"] = reason
+    row["group"]["members"][1]["baseline"] = -0.02
+    found = groups_metadata(WINDOW, [row])
+    best, other = records(found["members by advantage"])
+    assert (best["baseline"], other["baseline"]) == (-0.02, 0.0)
+    assert records(found["alarms"]) == [alarm] and found["alarms raised"] == 1
+    assert (found["judge"], found["agent share"]) == ("set_aside", 0.625)
+    assert found["baselines from"] == f"40 windows up to {WINDOW}, shrinkage 12.5"
+    assert found["left out by reason"] == "2 max_per_group, 1 leak"
+    alike = {**settings, "history": {**settings["history"], "shrinkage": None}}
+    assert "agents do not differ" in groups_metadata(WINDOW, [group_row(2, settings=alike)])["baselines from"]
+    for without in (None, {"agent_baseline": "shrunken"}, {**settings, "agent_baseline": "none"}):
+        shown = groups_metadata(WINDOW, [group_row(2, settings=without, judge_verdict=None, agent_share=None)])
+        assert (shown["baselines from"], shown["alarms"], shown["judge"]) == ("none", "none", "none asked")
+        assert "agent share" not in shown
+
+
 def test_an_update_shows_its_parent_its_windows_its_curves_and_its_batch():
     health = {"shares": {"SELL": 0.97, "BUY": 0.03}, "fees": 0.04, "no_spread": 0.0}
     alarm = {"window_id": WINDOW, "kind": "one_sided", "value": 0.97, "limit_value": 0.89, "detail": "SELL 97 %",

@@ -2,7 +2,7 @@
 
 from babylon_rl.defs.checks.results import Check, all_windows_computed, checks_of, in_ours, rows_are_current
 from babylon_rl.groups.advantages import SPREAD_TOLERANCE
-from babylon_rl.groups.verification import altered_groups, not_trainable
+from babylon_rl.groups.verification import alarming, altered_groups, not_trainable
 from babylon_rl.outcomes.windows import provisional
 from babylon_rl.recording.accounting import not_ready, unaccounted
 from babylon_rl.scoring.verification import not_finite, without_spread
@@ -63,6 +63,13 @@ ART_GROUPS = (
         "The window is ready and its group has members with rewards that differ.",
         in_ours(not_trainable),
         "Nothing, mostly: such a window is left out of training. `left out` in the asset's metadata says who and why.",
+    ),
+    Check(
+        "agents_act",
+        "The window's agents do not all hold, pay more in fees than trading can earn, or answer with no action.",
+        in_ours(alarming),
+        "Nothing for single windows: they are trained on as they are. Where it is most of them, the policy collapses: "
+        "`learning_is_steady` of trained_checkpoints says what the run does about it.",
     ),
     Check(
         "trained_text_is_recorded",

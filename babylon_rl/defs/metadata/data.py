@@ -10,7 +10,8 @@ from babylon_rl.defs.metadata.tables import Rows, cell, counted, differing, doll
 NO_ROW = {"status": "no row", "reason": "the window was not computed in this run"}
 COUNTS = ("agents", "recorded", "usable", "trainable", "rejected", "misnamed")
 OUTCOME = ("instrument", "open", "close", "change", "outcome", "settled", "source")
-MEMBER = ("agent_id", "reward", "advantage", "answer")
+MEMBER = ("agent_id", "reward", "baseline", "advantage", "answer")
+ALARM = ("kind", "detail", "value", "limit")
 LEFT_OUT = ("agent_id", "reason", "trajectory_id")
 
 
@@ -63,13 +64,16 @@ def outcomes_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
 
 
 def groups_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
-    """The group's members with their advantages, and who was left out and why."""
+    """The group's members with their baselines and advantages, who was left out and why, and what the window shows."""
     if not rows:
         return dict(NO_ROW)
     row = rows[0]
-    members = [{**member, "answer": _answer(member)} for member in row["group"]["members"]]
+    members = [
+        {**member, "baseline": member.get("baseline", 0.0), "answer": _answer(member)}
+        for member in row["group"]["members"]
+    ]
     members.sort(key=lambda member: -member["advantage"])
-    left_out = row["left_out"] or []
+    left_out, alarms = row["left_out"] or [], row.get("alarms") or []
     found: dict[str, Any] = {"status": row["status"], "reason": row["reason"]}
     if members:
         found["members by advantage"] = table(members, (*MEMBER, *differing(members, ["checkpoint"])))
@@ -77,8 +81,13 @@ def groups_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
             "advantage by agent", [(member["agent_id"], member["advantage"]) for member in members], "{:+.2g}"
         )
     found["left out"] = table(left_out, LEFT_OUT) if left_out else "nobody"
+    reasons = counted(str(one["reason"]).partition(":")[0] for one in left_out)
     return {
         **found,
+        **({"left out by reason": reasons} if left_out else {}),
+        "alarms": table(alarms, ALARM) if alarms else "none",
+        "baselines from": _history(row.get("settings")),
+        "judge": row.get("judge_verdict") or "none asked",
         "checkpoint that played": counted(member["checkpoint"] for member in members) or "none",
         "scorer": row["scorer"],
         "group digest": row["group_digest"][:12],
@@ -88,10 +97,23 @@ def groups_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
                 "members left out": len(left_out),
                 "reward mean": row["reward_mean"],
                 "reward spread": row["reward_spread"],
+                "agent share": row.get("agent_share"),
+                "alarms raised": len(alarms),
             }
         ),
         **this_window("art_groups", window_id),
     }
+
+
+def _history(made_with: Mapping[str, Any] | None) -> str:
+    """Which windows the agents' baselines rest on."""
+    made_with = made_with or {}
+    history = made_with.get("history") or {}
+    if made_with.get("agent_baseline") == "none" or not history.get("windows"):
+        return "none"
+    if history["shrinkage"] is None:
+        return f"{history['windows']} windows up to {history['last']}, in which agents do not differ"
+    return f"{history['windows']} windows up to {history['last']}, shrinkage {history['shrinkage']:.3g}"
 
 
 def _answer(member: Mapping[str, Any]) -> str:
