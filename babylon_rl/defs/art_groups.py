@@ -11,6 +11,7 @@ from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import window_ids
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.groups.windows import group_windows
+from babylon_rl.settings import get_settings
 
 DESCRIPTION = """\
 A row is an hour's group as it will be trained: the verbatim prompts, answers and tokens of its members, their
@@ -36,7 +37,8 @@ def art_groups(
     database: DatabaseResource,
     windows: pd.DataFrame,
     scored_trajectories: pd.DataFrame,
+    judge_calibration: pd.DataFrame,
 ) -> dg.Output[WindowRows]:
     opened = database.open()
-    rows = group_windows(opened, window_ids(context), windows, scored_trajectories)
+    rows = group_windows(opened, window_ids(context), windows, scored_trajectories, judge_calibration, get_settings())
     return written(context, opened, rows, groups_metadata)

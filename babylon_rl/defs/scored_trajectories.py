@@ -21,7 +21,7 @@ and where its tokens come from (`provenance`). **A partition** holds every usabl
 `windows`. Another scorer or version (`BABYLON_RL_SCORER`) adds rows; those before it are superseded and stay to be
 read. All rewards equal is a result: nothing is learned from such an hour.
 
-Read by `art_groups`.
+Read by `judge_calibration` and `art_groups`.
 """
 
 
