@@ -223,7 +223,8 @@ def _pooled(values: Iterable[float | None]) -> Mean:
 def verdict_of(means: Pooled, floors: Floors) -> tuple[str, str]:
     """Verdict on a judge, and its reason in a sentence: unproven, trusted, or set aside with the figure and its floor.
 
-    A judge that is unproven is used; so is one whose repeats are not known, of which the reason says so.
+    A judge that is unproven is used; so is one whose repeats are not known, or whose interval reaches below a floor, of
+    which the reason says so.
     """
     agreement, repeat = means.agreement, means.repeat
     if agreement.windows < floors.least_windows:
@@ -238,8 +239,12 @@ def verdict_of(means: Pooled, floors: Floors) -> tuple[str, str]:
     below = [said for said, (_, mean, floor) in zip(told, held, strict=True) if mean.below(floor)]
     if below:
         return SET_ASIDE, f"set aside for alpha: {'; '.join(below)}"
-    unknown = [] if repeated else [f"agreement with itself is known in {_windows(repeat)} and not held to its floor"]
-    return TRUSTED, "; ".join([*told, *unknown])
+    told += [
+        f"the interval of {name} reaches below" for name, mean, floor in held if mean.low is None or mean.low < floor
+    ]
+    if not repeated:
+        told.append(f"agreement with itself is known in {_windows(repeat)} and not held to its floor")
+    return TRUSTED, "; ".join(told)
 
 
 def _windows(mean: Mean) -> str:

@@ -201,6 +201,13 @@ def test_a_verdict_follows_the_floors(windows, agreement, repeat, verdict):
         assert "not held to its floor" in reason
 
 
+def test_a_trusted_judge_whose_interval_reaches_below_its_floor_is_told():
+    spread = [figures(agreement, 0.9) for agreement in (-0.5, 0.6) * 5]
+    verdict, reason = verdict_of(pooled(spread), FLOORS)
+    assert verdict == TRUSTED and "the interval of agreement with alpha reaches below" in reason
+    assert "reaches below" not in verdict_of(pooled([figures(0.5, 0.9)] * 10), FLOORS)[1]
+
+
 def test_a_judge_that_knows_alpha_ends_trusted():
     found = pooled(courses_of(history(20, 0.8, seed=3))[shift_window(WINDOW, 19)])
     assert verdict_of(found, FLOORS)[0] == TRUSTED
