@@ -80,7 +80,7 @@ def bench_overhead(
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 5,
     as_json: JsonOption = False,
 ) -> None:
-    """What Dagster adds to the domain functions: seconds of the four data assets. Exit code 1: over the limit."""
+    """What Dagster adds to the domain functions: seconds of the five data assets. Exit code 1: over the limit."""
     forget_the_applications_variables()
     from babylon_rl.bench.overhead import measure_overhead
 

@@ -40,7 +40,8 @@ def art_groups(
     database: DatabaseResource,
     windows: pd.DataFrame,
     scored_trajectories: pd.DataFrame,
+    judge_calibration: pd.DataFrame,
 ) -> dg.Output[WindowRows]:
     opened = database.open()
-    rows = group_windows(opened, window_ids(context), windows, scored_trajectories, settings=get_settings())
+    rows = group_windows(opened, window_ids(context), windows, scored_trajectories, judge_calibration, get_settings())
     return written(context, opened, rows, groups_metadata)

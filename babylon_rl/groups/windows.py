@@ -22,6 +22,8 @@ from babylon_rl.scoring.seam import Scorer, scorer_of
 from babylon_rl.settings import Settings, get_settings
 from babylon_rl.windows import shift_window
 
+EARLIER = ("windows", "market_outcomes", "scored_trajectories", "judge_calibration")
+
 
 def group_windows(
     database: Database,
@@ -43,7 +45,7 @@ def group_windows(
     scores = dict(iter(scored.groupby("window_id"))) if len(scored) else {}
     scorers = _scorers(scored, settings, database)
     with database.recordings() as recordings:
-        waiting = waiting_for(recordings.ours, ("windows", "market_outcomes", "scored_trajectories"), window_ids)
+        waiting = waiting_for(recordings.ours, EARLIER, window_ids)
         history = AgentHistory(_observed(recordings, window_ids, scored))
         reader = RangeReader(recordings, window_ids)
 

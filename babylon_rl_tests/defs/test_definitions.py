@@ -36,6 +36,7 @@ def test_only_corruption_blocks():
         ("windows", "window_is_ready"),
         ("market_outcomes", "outcomes_are_settled"),
         ("scored_trajectories", "rewards_have_spread"),
+        ("judge_calibration", "judge_holds_its_floors"),
         ("art_groups", "group_is_trainable"),
         ("art_groups", "agents_act"),
         ("trained_checkpoints", "learning_is_steady"),
@@ -106,7 +107,8 @@ def test_the_data_flow_in_the_order_of_the_design():
         "windows": {"recorded_trajectories"},
         "market_outcomes": {"recorded_trajectories"},
         "scored_trajectories": {"windows", "market_outcomes"},
-        "art_groups": {"windows", "scored_trajectories"},
+        "judge_calibration": {"scored_trajectories"},
+        "art_groups": {"windows", "scored_trajectories", "judge_calibration"},
         "trained_checkpoints": {"art_groups", "trained_checkpoints"},
         "checkpoint_evaluations": {"trained_checkpoints", "recorded_trajectories"},
     }
