@@ -89,7 +89,7 @@ class Pooled(msgspec.Struct, frozen=True):
 
 
 class Floors(msgspec.Struct, frozen=True, kw_only=True):
-    """Below what a judge is set aside: mean agreement with alpha, mean agreement with itself.
+    """Below what a judge is set aside: the lower end of agreement with alpha, mean agreement with itself.
 
     `least_windows`: windows in which a figure must be known before it is held to its floor.
     """
@@ -223,8 +223,9 @@ def _pooled(values: Iterable[float | None]) -> Mean:
 def verdict_of(means: Pooled, floors: Floors) -> tuple[str, str]:
     """Verdict on a judge, and its reason in a sentence: unproven, trusted, or set aside with the figure and its floor.
 
-    A judge that is unproven is used; so is one whose repeats are not known, or whose interval reaches below a floor, of
-    which the reason says so.
+    Agreement with alpha must be shown: the lower end of its interval is held to the floor, for half of all judges that
+    guess have a mean above 0. Agreement with itself is held by its mean. A judge that is unproven is used, and so is
+    one whose repeats are not known, of which the reason says so.
     """
     agreement, repeat = means.agreement, means.repeat
     if agreement.windows < floors.least_windows:
@@ -233,18 +234,22 @@ def verdict_of(means: Pooled, floors: Floors) -> tuple[str, str]:
             f"{floors.least_windows} that are needed, {agreement} so far"
         )
     repeated = repeat.windows >= floors.least_windows
-    held = [("agreement with alpha", agreement, floors.agreement)]
-    held += [("agreement with itself", repeat, floors.repeat)] if repeated else []
-    told = [f"{name} is {mean} over {_windows(mean)}, floor {floor:+.2f}" for name, mean, floor in held]
-    below = [said for said, (_, mean, floor) in zip(told, held, strict=True) if mean.below(floor)]
+    shown = agreement.low is not None and agreement.low >= floors.agreement
+    below = [] if shown else [_told("agreement with alpha", agreement, floors.agreement)]
+    if repeated and repeat.below(floors.repeat):
+        below.append(_told("agreement with itself", repeat, floors.repeat))
     if below:
         return SET_ASIDE, f"set aside for alpha: {'; '.join(below)}"
-    told += [
-        f"the interval of {name} reaches below" for name, mean, floor in held if mean.low is None or mean.low < floor
-    ]
-    if not repeated:
+    told = [_told("agreement with alpha", agreement, floors.agreement)]
+    if repeated:
+        told.append(_told("agreement with itself", repeat, floors.repeat))
+    else:
         told.append(f"agreement with itself is known in {_windows(repeat)} and not held to its floor")
     return TRUSTED, "; ".join(told)
+
+
+def _told(name: str, mean: Mean, floor: float) -> str:
+    return f"{name} is {mean} over {_windows(mean)}, floor {floor:+.2f}"
 
 
 def _windows(mean: Mean) -> str:
