@@ -16,7 +16,7 @@ from babylon_rl.market.skill import (
     POLICIES,
     Account,
     Climate,
-    Hour,
+    hour_of,
     make_traders,
     play_hour,
     policy_capital,
@@ -60,7 +60,7 @@ def play_draw(
     found = {edge: _unplayed([one.edge for one in own], hours, scorers, lives) for edge, own in traders.items()}
     lived = {(edge, life): np.zeros(AGENTS) for edge in edges for life in lives}
     for number in range(hours):
-        hour = Hour(shift_window(FIRST_WINDOW, number), climate.window(seed, draw * hours + number))
+        hour = hour_of(shift_window(FIRST_WINDOW, number), climate.window(seed, draw * hours + number))
         for edge in edges:
             stream = random.Random(f"skill/{seed}/{draw}/{number}/orders")
             decided = [trader_orders(one, hour.window, stream) for one in traders[edge]]
@@ -150,7 +150,7 @@ def play_policies(
     found = {(scorer.name, policy): Life([], 0) for scorer in scorers for policy in POLICIES}
     for number in range(LIFE):
         index = life * LIFE + number
-        hour = Hour(shift_window(FIRST_WINDOW, number), climate.window(seed, index, (1 + edge) / 2))
+        hour = hour_of(shift_window(FIRST_WINDOW, number), climate.window(seed, index, (1 + edge) / 2))
         stream = random.Random(f"skill/{seed}/{index}/policies")
         runs = play_hour(hour, accounts, [policy_orders(policy, hour.window, stream) for policy in POLICIES])
         for scorer in scorers:

@@ -8,7 +8,7 @@ shown; nothing here computes a reward.
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -173,12 +173,14 @@ class Hour:
 
     window_id: str
     window: MarketWindow
-    outcomes: pd.DataFrame = field(init=False)
-    market: Market = field(init=False)
+    outcomes: pd.DataFrame
+    market: Market
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "outcomes", outcome_rows(self.window_id, self.window))
-        object.__setattr__(self, "market", market_of(self.outcomes))
+
+def hour_of(window_id: str, window: MarketWindow) -> Hour:
+    """The hour in which a window is played."""
+    outcomes = outcome_rows(window_id, window)
+    return Hour(window_id, window, outcomes, market_of(outcomes))
 
 
 def play_hour(hour: Hour, accounts: Sequence[Account], orders: Sequence[Sequence[Order]]) -> Runs:

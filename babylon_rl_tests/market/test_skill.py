@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from babylon_rl.market.skill import Account, Climate, Hour, Order, make_traders, play_hour, trader_orders
+from babylon_rl.market.skill import Account, Climate, Order, hour_of, make_traders, play_hour, trader_orders
 from babylon_rl.market.world import make_window
 from babylon_rl.scoring.alpha import ALPHA
 
@@ -14,7 +14,7 @@ DEMO, LEANING = Climate("demo"), Climate("leaning", leaning=True)
 
 
 def play(orders, capital=1000, climate=DEMO, index=0, account=None):
-    hour = Hour(WINDOW, climate.window(0, index))
+    hour = hour_of(WINDOW, climate.window(0, index))
     return hour, play_hour(hour, [account or Account("a", capital)], [orders])
 
 
@@ -32,7 +32,7 @@ def test_a_trader_takes_the_right_side_as_often_as_its_edge_says(climate, edge):
 def test_a_trader_with_an_edge_of_one_always_gains():
     trader = replace(make_traders(0, 0, 0.1, 8, DEMO)[0], edge=1.0, tilt=0.0, decisions=4)
     for index in range(20):
-        hour = Hour(WINDOW, DEMO.window(0, index))
+        hour = hour_of(WINDOW, DEMO.window(0, index))
         runs = play_hour(
             hour, [Account("a", trader.capital)], [trader_orders(trader, hour.window, random.Random(1))[0]]
         )
