@@ -195,7 +195,7 @@ def bench_listing(
 def bench_rewards(
     seed: Annotated[int, typer.Option(help="Of personas, markets and luck.")] = 0,
     draws: Annotated[int, typer.Option(min=2, help="Draws of eight personas a climate, 168 hours each.")] = 100,
-    lives: Annotated[int, typer.Option(min=2, help="Lives of the fixed policies, 24 hours each.")] = 200,
+    lives: Annotated[int, typer.Option(min=2, help="Lives of the fixed policies, 24 hours each.")] = 300,
     out: Annotated[
         Path | None, typer.Option(help="Folder of figures and tables; by default BABYLON_RL_HOME/bench.")
     ] = None,
