@@ -130,8 +130,7 @@ class Settings(BaseSettings):
         0.0,
         ge=-1,
         le=1,
-        description="rank correlation with alpha that a judge must show, by the lower end of its interval, not to be set "
-        "aside for alpha",
+        description="rank correlation with alpha that a judge must show by the lower end of its interval",
     )
     judge_repeat_floor: float = Field(
         0.3, ge=-1, le=1, description="mean rank correlation of a judge with itself below which it is set aside"
