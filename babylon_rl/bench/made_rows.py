@@ -91,7 +91,7 @@ def _recorded(window_ids: Sequence[str], rows: int, seed: int) -> Iterator[dict[
         window_id = window_ids[number * len(window_ids) // rows]
         start = parse_window_id(window_id).replace(tzinfo=None)
         pnl = chance.gauss(0, 50)
-        steps = [_step(chance, index, int(parse_window_id(window_id).timestamp() * 1000)) for index in range(STEPS)]
+        steps = [recorded_step(chance, index, int(parse_window_id(window_id).timestamp() * 1000)) for index in range(STEPS)]
         yield {
             "id": f"bench-{number}",
             "trajectoryId": f"bench-{number}",
@@ -113,7 +113,8 @@ def _recorded(window_ids: Sequence[str], rows: int, seed: int) -> Iterator[dict[
         }
 
 
-def _step(chance: random.Random, index: int, begin: int) -> dict[str, Any]:
+def recorded_step(chance: random.Random, index: int, begin: int) -> dict[str, Any]:
+    """A step as another recorder writes it, about a kilobyte."""
     ticker, price = chance.choice(TICKERS), round(chance.uniform(5, 500), 2)
     amount = round(chance.uniform(1, 50), 2)
     pnl = round(chance.gauss(0, 20), 2)
@@ -194,7 +195,7 @@ def fill_copies(connection: psycopg.Connection, first: str, windows: int, rows: 
         (AGENTS,),
     )
     time, price = 1_111_111_111_111, 987_654.25
-    one = {**_step(random.Random(0), 0, time), "environmentState": {"agentBalance": 1000.0, "agentPnL": 0.5}}
+    one = {**recorded_step(random.Random(0), 0, time), "environmentState": {"agentBalance": 1000.0, "agentPnL": 0.5}}
     one["action"] = {**one["action"], "result": {"price": price, "fees": 0.1}}
     text = msgspec.json.encode([{**one, "stepNumber": number} for number in range(steps)]).decode()
     connection.execute(

@@ -38,7 +38,8 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):
     """What a scorer sees of a window: its runs by trajectory id, and what the market did.
 
     `outcomes`: the window's rows of `market_outcomes`. `texts`: of the runs, in the same order, where the scorer reads
-    them (`Scorer.reads_texts`), else empty.
+    them (`Scorer.reads_texts`), else empty. `values`: of each run, in the same order, reward `alpha` of every legal
+    answer of its decision by its text, None where that is not known; empty where nobody looked.
     """
 
     window_id: str
@@ -46,15 +47,17 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):
     market: Market
     outcomes: pd.DataFrame
     texts: Sequence[RunText] = ()
+    values: Sequence[dict[str, float] | None] = ()
 
 
-class Score(msgspec.Struct, frozen=True):
+class Score(msgspec.Struct, frozen=True, gc=False):
     """Reward of one trajectory, what it is made of, and a line for a person.
 
     `refused`: provenance that replaces the recorded one where there is no valid reward. `decision_rewards`: reward of
-    each decision by the number of its step, where its position can be attributed; None where the reward is the whole
-    run's. `counterfactuals`: rewards of what was not done (flat, hold, best). `process`, `hindsight`: a judge's scores,
-    0..1. `signs`: of injection. `judge`: what a judge was asked and answered, as JSON values.
+    each decision by the number of its step, where its position can be attributed; they sum to `reward`. None where the
+    reward is the whole run's. `counterfactuals`: rewards of what was not done (flat, hold, best). `process`,
+    `hindsight`: a judge's scores, 0..1. `signs`: of injection. `judge`: what a judge was asked and answered, as JSON
+    values.
     """
 
     reward: float
