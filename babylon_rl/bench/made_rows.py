@@ -91,7 +91,9 @@ def _recorded(window_ids: Sequence[str], rows: int, seed: int) -> Iterator[dict[
         window_id = window_ids[number * len(window_ids) // rows]
         start = parse_window_id(window_id).replace(tzinfo=None)
         pnl = chance.gauss(0, 50)
-        steps = [recorded_step(chance, index, int(parse_window_id(window_id).timestamp() * 1000)) for index in range(STEPS)]
+        steps = [
+            recorded_step(chance, index, int(parse_window_id(window_id).timestamp() * 1000)) for index in range(STEPS)
+        ]
         yield {
             "id": f"bench-{number}",
             "trajectoryId": f"bench-{number}",
