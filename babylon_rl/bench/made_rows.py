@@ -31,7 +31,7 @@ def scored_frame(window_ids: Sequence[str], rows: int, seed: int = 0) -> pd.Data
 def _scored(chance: random.Random, window_id: str, number: int) -> dict[str, Any]:
     traded = chance.sample(TICKERS, chance.randint(1, 6))
     pnl, capital = chance.gauss(0, 80), 1000 * chance.uniform(0.5, 20)
-    parts = ("pnl_over_capital", "exposure", "market_move", "market_part", "fees_over_capital")
+    parts = ("pnl_over_capital", "exposure", "market_move", "market_part", "fees_over_capital", "capital_at_risk")
     acted = ", ".join(f"{chance.choice(('BUY', 'SELL'))} {ticker}" for ticker in traded)
     features = {
         "trajectory_id": f"trajectory-{number:012}",
@@ -49,15 +49,23 @@ def _scored(chance: random.Random, window_id: str, number: int) -> dict[str, Any
         "malformed": 0,
         "acted": acted,
         "last_state_pnl": pnl * 3,
+        "most_open": chance.uniform(1, 2000),
+        "step_numbers": list(range(STEPS)),
+        "trades": [(step, None, round(chance.uniform(-500, 500), 2)) for step in range(len(traded))],
+        "yes_prices": {},
     }
     return {
         "window_id": window_id,
         "trajectory_id": features["trajectory_id"],
         "agent_id": features["agent_id"],
         "scorer": "alpha",
-        "scorer_version": "1",
+        "scorer_version": "2",
+        "scorer_settings": {},
         "reward": pnl / capital,
         "parts": {name: chance.uniform(-1, 1) for name in parts},
+        "decision_rewards": None,
+        "counterfactuals": {"flat": 0.0, "hold": None, "best": chance.uniform(0, 0.1)},
+        "outcome_score": pnl / capital,
         "features": features,
         "rank": number + 1,
         "reason": f"P&L {pnl:+.2f} ({pnl / capital:.2%} of ${capital:,.0f}) {acted}; market +0.3 %",

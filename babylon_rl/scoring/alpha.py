@@ -32,14 +32,15 @@ def alpha(window: Runs) -> list[Score]:
     in hindsight, at least 0 and the reward; None where it is not known.
     """
     values: Sequence[dict[str, float] | None] = window.values or list(repeat(None, len(window.features)))
-    return [_alpha(one, window.market, own) for one, own in zip(window.features, values, strict=True)]
+    moved = f"market {100 * window.market.move:+.1f} %"
+    return [_alpha(one, window.market, moved, own) for one, own in zip(window.features, values, strict=True)]
 
 
-def _alpha(one: Features, market: Market, values: dict[str, float] | None) -> Score:
+def _alpha(one: Features, market: Market, moved: str, values: dict[str, float] | None) -> Score:
     if one.capital is None:
         return Score(0.0, {}, f"{money(one)} {one.acted}: no capital is recorded, so no reward", NO_CAPITAL)
     risked, move = at_risk(one.capital, one.most_open), market.move
-    share, exposure = one.window_pnl / risked, one.exposure_to(TICKER) / risked if one.exposure else 0.0
+    share, exposure = one.window_pnl / risked, (one.exposure_to(TICKER) / risked if one.exposure else 0.0)
     by_market = exposure * move
     raw = share - by_market if one.trades_succeeded else 0.0
     reward = squash(raw)
@@ -59,7 +60,7 @@ def _alpha(one: Features, market: Market, values: dict[str, float] | None) -> Sc
     return Score(
         reward,
         parts,
-        f"{money(one)} ({100 * share:.2f} % of ${risked:,.0f}) {one.acted}; market {100 * move:+.1f} %",
+        f"{money(one)} ({100 * share:.2f} % of ${risked:,.0f}) {one.acted}; {moved}",
         decision_rewards=_decision_rewards(one, pnls, risked, move, reward, raw),
         counterfactuals={"flat": 0.0, "hold": _held(one, pnls, risked), "best": best},
     )

@@ -27,6 +27,8 @@ SHORT = frozenset({"sell", "short", "no", "open_short", "buy_no", "sell_shares",
 FEES, SIZE = ("fees", "fee"), ("notional", "amount", "size")
 INSTRUMENT = ("instrument", "ticker", "marketId", "market_id")
 OWN_PNL = ("pnl", "pnlChange")
+# Read once: an attribute of an enumeration takes as long as ten of a module.
+HOLD, TRADE, POST, COMMENT, MALFORMED = Kind.HOLD, Kind.TRADE, Kind.POST, Kind.COMMENT, Kind.MALFORMED
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -60,7 +62,11 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def exposure_to(self, kind: str) -> float:
         """Signed dollars in instruments of the kind."""
-        return math.fsum([value for name, value in self.exposure.items() if self.kinds[name] == kind])
+        total, kinds = 0.0, self.kinds
+        for name, value in self.exposure.items():
+            if kinds[name] == kind:
+                total += value
+        return total
 
 
 class Market(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,27 +110,27 @@ def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) ->
         decisions += len(step.llm_calls)
         action = step.action
         kind, done = kind_of(action), action.success
-        if kind is Kind.HOLD:
+        if kind is HOLD:
             acted["HOLD" if done else "HOLD (failed)"] = None
             continue
         said = _said(action)
         name = _word(_first(said, INSTRUMENT))
-        direction = _direction(action.action_type, said) if kind is Kind.TRADE else 0
+        direction = _direction(action.action_type, said) if kind is TRADE else 0
         acted[_spoken(action.action_type, kind, direction, name, done)] = None
-        if kind is Kind.TRADE:
+        if kind is TRADE:
             tried += 1
             if done:
                 traded.take(step.step_number, action.action_type, said, name, direction)
-        elif kind is Kind.POST:
+        elif kind is POST:
             posts, posts_failed = posts + done, posts_failed + (not done)
-        elif kind is Kind.COMMENT:
+        elif kind is COMMENT:
             comments, comments_failed = comments + done, comments_failed + (not done)
-        elif kind is Kind.MALFORMED and not done:
+        elif kind is MALFORMED and not done:
             malformed += 1
     return Features(
         trajectory_id=trajectory.trajectory_id,
         agent_id=trajectory.agent_id,
-        capital=_capital(steps, sum(traded.notional.values())),
+        capital=_capital(steps, traded.notional),
         window_pnl=float(trajectory.window_pnl),
         fees=traded.fees,
         notional=traded.notional,
@@ -198,7 +204,7 @@ def _yes_price(action_type: str, said: Mapping[str, Any], size: float) -> float 
 def spoken_action(action: Action) -> str:
     """What was done, as a person reads it: `BUY ACME`, `HOLD`, `SELL BOLT (failed)`."""
     what, said = kind_of(action), _said(action)
-    direction = _direction(action.action_type, said) if what is Kind.TRADE else 0
+    direction = _direction(action.action_type, said) if what is TRADE else 0
     return _spoken(action.action_type, what, direction, _word(_first(said, INSTRUMENT)), action.success)
 
 
@@ -238,8 +244,7 @@ def _said(action: Action) -> Mapping[str, Any]:
 def _first(said: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """The first of the names that is given a value."""
     for name in names:
-        value = said.get(name)
-        if value is not None:
+        if (value := said.get(name)) is not None:
             return value
     return None
 
@@ -264,7 +269,7 @@ def _word(name: Any) -> str | None:
 
 
 def _spoken(action_type: str, what: Kind, direction: int, instrument: str | None, done: bool) -> str:
-    if what is Kind.HOLD:
+    if what is HOLD:
         words = "HOLD"
     else:
         verb = "BUY" if direction > 0 else "SELL" if direction else action_type
@@ -272,7 +277,7 @@ def _spoken(action_type: str, what: Kind, direction: int, instrument: str | None
     return words if done else f"{words} (failed)"
 
 
-def _capital(steps: list[ReadStep], traded: float) -> float | None:
+def _capital(steps: list[ReadStep], notional: Mapping[str, float]) -> float | None:
     """Dollars at the window's start; where only what was traded is known, that is the capital at risk."""
     state = steps[0].environment_state if steps else {}
     for name in ("capital", "portfolioValue", "agentBalance"):
@@ -280,7 +285,7 @@ def _capital(steps: list[ReadStep], traded: float) -> float | None:
         value = None if told is None else finite(told)
         if value is not None and value > 0:
             return value
-    return traded if traded > 0 else None
+    return sum(notional.values()) or None
 
 
 def _last_state_pnl(steps: list[ReadStep]) -> float:

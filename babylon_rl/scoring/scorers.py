@@ -176,10 +176,11 @@ def revision_of(outcomes: pd.DataFrame) -> str:
 
 def _check(one: Features, score: Score, scorer: Scorer) -> None:
     """RecordingError where a number is not finite, ScoringError where decisions do not add up to the run."""
-    others = [value for value in (score.counterfactuals or {}).values() if value is not None]
-    numbers = [score.reward, one.window_pnl, *score.parts.values(), *others]
+    total = score.reward + one.window_pnl + sum(score.parts.values())
+    for value in (score.counterfactuals or {}).values():
+        total += value or 0.0
     # A sum is finite only where all are; that of large ones may not be although they are.
-    if not math.isfinite(sum(numbers)) and not all(map(math.isfinite, numbers)):
+    if not math.isfinite(total) and not all(map(math.isfinite, _numbers(one, score))):
         raise RecordingError(
             f"Scorer {scorer.name} gives trajectory {one.trajectory_id} the reward {score.reward}: its recorded P&L "
             f"({one.window_pnl}) or capital ({one.capital}) is not a usable number. Correct or reject that recording."
@@ -187,8 +188,13 @@ def _check(one: Features, score: Score, scorer: Scorer) -> None:
     if score.decision_rewards:
         rewards = score.decision_rewards.values()
         total = sum(rewards)
-        if not abs(total - score.reward) <= SUM_ROUNDING * (1 + sum(map(abs, rewards))):
+        if total != score.reward and not abs(total - score.reward) <= SUM_ROUNDING * (1 + sum(map(abs, rewards))):
             raise ScoringError(
                 f"Scorer {scorer.name} gives the decisions of trajectory {one.trajectory_id} {total} together, and the "
                 f"run {score.reward}. Make `decision_rewards` sum to `reward`, or leave them None."
             )
+
+
+def _numbers(one: Features, score: Score) -> list[float]:
+    others = (score.counterfactuals or {}).values()
+    return [score.reward, one.window_pnl, *score.parts.values(), *(value for value in others if value is not None)]

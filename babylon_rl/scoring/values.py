@@ -107,12 +107,12 @@ def best_in_hindsight(
     traded = sum(one.notional.values())
     if one.capital is None or traded <= 0:
         return None
-    gains = [market.furthest] if market.changes else []
+    gain = market.furthest if market.changes else -math.inf
     for question, price in one.yes_prices.items():
         answer = market.answers.get(question)
         if answer is not None:
-            gains.append(1 / (price if answer == "YES" else 1 - price) - 1)
-    if not gains:
+            gain = max(gain, 1 / (price if answer == "YES" else 1 - price) - 1)
+    if gain < 0:
         return None
-    raw = (traded * max(gains) - one.fees) / at_risk(one.capital, traded)
+    raw = (traded * gain - one.fees) / at_risk(one.capital, traded)
     return max(0.0, reward, squash(raw))
