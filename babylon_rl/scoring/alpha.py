@@ -31,39 +31,61 @@ def alpha(window: Runs) -> list[Score]:
     reward. `counterfactuals`: `flat` is 0, `hold` what older positions alone gave where that is known, `best` the best
     in hindsight, at least 0 and the reward; None where it is not known.
     """
-    values: Sequence[dict[str, float] | None] = window.values or list(repeat(None, len(window.features)))
     moved = f"market {100 * window.market.move:+.1f} %"
-    return [_alpha(one, window.market, moved, own) for one, own in zip(window.features, values, strict=True)]
+    return [_alpha(one, window.market, moved, own) for one, own in zip(window.features, _values(window), strict=True)]
+
+
+def alpha_outcomes(window: Runs) -> list[Score]:
+    """The rewards and counterfactuals of `alpha` alone, for the rows of another scorer."""
+    return [_outcome(one, window.market, own) for one, own in zip(window.features, _values(window), strict=True)]
+
+
+def _values(window: Runs) -> Sequence[dict[str, float] | None]:
+    return window.values or list(repeat(None, len(window.features)))
 
 
 def _alpha(one: Features, market: Market, moved: str, values: dict[str, float] | None) -> Score:
     if one.capital is None:
         return Score(0.0, {}, f"{money(one)} {one.acted}: no capital is recorded, so no reward", NO_CAPITAL)
-    risked, move = at_risk(one.capital, one.most_open), market.move
-    share, exposure = one.window_pnl / risked, (one.exposure_to(TICKER) / risked if one.exposure else 0.0)
-    by_market = exposure * move
-    raw = share - by_market if one.trades_succeeded else 0.0
+    risked, share, exposure, raw = _raw(one, market)
     reward = squash(raw)
     best = best_in_hindsight(one, market, values, reward)
+    pnls = decision_pnls(one) if one.trades else None
     parts = {
         "pnl_over_capital": share,
         "exposure": exposure,
-        "market_move": move,
-        "market_part": by_market,
+        "market_move": market.move,
+        "market_part": exposure * market.move,
         "fees_over_capital": one.fees / risked,
         "capital_at_risk": risked,
         "squashed_from": raw,
     }
     if best is not None:
         parts["regret"] = best - reward
-    pnls = decision_pnls(one) if one.trades else None
     return Score(
         reward,
         parts,
         f"{money(one)} ({100 * share:.2f} % of ${risked:,.0f}) {one.acted}; {moved}",
-        decision_rewards=_decision_rewards(one, pnls, risked, move, reward, raw),
+        decision_rewards=_decision_rewards(one, pnls, risked, market.move, reward, raw),
         counterfactuals={"flat": 0.0, "hold": _held(one, pnls, risked), "best": best},
     )
+
+
+def _outcome(one: Features, market: Market, values: dict[str, float] | None) -> Score:
+    if one.capital is None:
+        return Score(0.0, {}, "", NO_CAPITAL)
+    risked, _, _, raw = _raw(one, market)
+    reward = squash(raw)
+    held = _held(one, decision_pnls(one) if one.trades else None, risked)
+    best = best_in_hindsight(one, market, values, reward)
+    return Score(reward, {}, "", counterfactuals={"flat": 0.0, "hold": held, "best": best})
+
+
+def _raw(one: Features, market: Market) -> tuple[float, float, float, float]:
+    """Capital at risk in dollars; P&L and exposure over it; the raw figure. Of a run whose capital is known."""
+    risked = at_risk(one.capital or 0.0, one.most_open)
+    share, exposure = one.window_pnl / risked, (one.exposure_to(TICKER) / risked if one.exposure else 0.0)
+    return risked, share, exposure, share - exposure * market.move if one.trades_succeeded else 0.0
 
 
 def decision_pnls(one: Features) -> list[float] | None:

@@ -9,7 +9,7 @@ import msgspec
 import pandas as pd
 
 from babylon_rl.errors import RecordingError, ScoringError
-from babylon_rl.scoring.alpha import ALPHA
+from babylon_rl.scoring.alpha import ALPHA, alpha_outcomes
 from babylon_rl.scoring.features import Features, features, market_of
 from babylon_rl.scoring.heuristic import HEURISTIC
 from babylon_rl.scoring.seam import Runs, RunText, Score, Scorer, scorer_of
@@ -67,7 +67,7 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ranked(NamedTuple):
-    """A trajectory, its score, and its score by `alpha`, which is the same one where that is the scorer."""
+    """A trajectory, its score, and what `alpha` says of it: reward and counterfactuals."""
 
     seen: Seen
     score: Score
@@ -105,7 +105,7 @@ class WindowScoring:
             values=[one.alpha_values for one in seen],
         )
         given = self._scorer.score(runs)
-        earned = given if self._scorer is ALPHA else ALPHA.score(runs)
+        earned = given if self._scorer is ALPHA else alpha_outcomes(runs)
         for one, score in zip(seen, given, strict=True):
             _check(one.features, score, self._scorer)
         # The trajectories stand by id, and sorting is stable.
