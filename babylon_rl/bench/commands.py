@@ -178,6 +178,19 @@ def bench_memory(
     raise typer.Exit(0 if all(each.reached for each in found) else 1)
 
 
+@app.command("scoring")
+def bench_scoring(
+    trajectories: Annotated[int, typer.Option(min=8, help="Decoded trajectories of each kind.")] = 8_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds over them.")] = 7,
+    seed: Annotated[int, typer.Option(help="Of the made trajectories.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Trajectories a second that one core scores, without a database. Exit code 1: short runs are below the figure."""
+    from babylon_rl.bench.scoring import measure_scoring
+
+    _show(measure_scoring(trajectories, rounds, seed, errors.print), as_json)
+
+
 @app.command("listing")
 def bench_listing(
     windows: Annotated[int, typer.Option(min=10, help="Materialized windows.")] = 2_000,

@@ -31,7 +31,7 @@ def scored_frame(window_ids: Sequence[str], rows: int, seed: int = 0) -> pd.Data
 def _scored(chance: random.Random, window_id: str, number: int) -> dict[str, Any]:
     traded = chance.sample(TICKERS, chance.randint(1, 6))
     pnl, capital = chance.gauss(0, 80), 1000 * chance.uniform(0.5, 20)
-    parts = ("pnl_over_capital", "exposure", "market_move", "market_part", "fees_over_capital")
+    parts = ("pnl_over_capital", "exposure", "market_move", "market_part", "fees_over_capital", "capital_at_risk")
     acted = ", ".join(f"{chance.choice(('BUY', 'SELL'))} {ticker}" for ticker in traded)
     features = {
         "trajectory_id": f"trajectory-{number:012}",
@@ -49,15 +49,23 @@ def _scored(chance: random.Random, window_id: str, number: int) -> dict[str, Any
         "malformed": 0,
         "acted": acted,
         "last_state_pnl": pnl * 3,
+        "most_open": chance.uniform(1, 2000),
+        "step_numbers": list(range(STEPS)),
+        "trades": [(step, None, round(chance.uniform(-500, 500), 2)) for step in range(len(traded))],
+        "yes_prices": {},
     }
     return {
         "window_id": window_id,
         "trajectory_id": features["trajectory_id"],
         "agent_id": features["agent_id"],
         "scorer": "alpha",
-        "scorer_version": "1",
+        "scorer_version": "2",
+        "scorer_settings": {},
         "reward": pnl / capital,
         "parts": {name: chance.uniform(-1, 1) for name in parts},
+        "decision_rewards": None,
+        "counterfactuals": {"flat": 0.0, "hold": None, "best": chance.uniform(0, 0.1)},
+        "outcome_score": pnl / capital,
         "features": features,
         "rank": number + 1,
         "reason": f"P&L {pnl:+.2f} ({pnl / capital:.2%} of ${capital:,.0f}) {acted}; market +0.3 %",
@@ -91,7 +99,9 @@ def _recorded(window_ids: Sequence[str], rows: int, seed: int) -> Iterator[dict[
         window_id = window_ids[number * len(window_ids) // rows]
         start = parse_window_id(window_id).replace(tzinfo=None)
         pnl = chance.gauss(0, 50)
-        steps = [_step(chance, index, int(parse_window_id(window_id).timestamp() * 1000)) for index in range(STEPS)]
+        steps = [
+            recorded_step(chance, index, int(parse_window_id(window_id).timestamp() * 1000)) for index in range(STEPS)
+        ]
         yield {
             "id": f"bench-{number}",
             "trajectoryId": f"bench-{number}",
@@ -113,7 +123,8 @@ def _recorded(window_ids: Sequence[str], rows: int, seed: int) -> Iterator[dict[
         }
 
 
-def _step(chance: random.Random, index: int, begin: int) -> dict[str, Any]:
+def recorded_step(chance: random.Random, index: int, begin: int) -> dict[str, Any]:
+    """A step as another recorder writes it, about a kilobyte."""
     ticker, price = chance.choice(TICKERS), round(chance.uniform(5, 500), 2)
     amount = round(chance.uniform(1, 50), 2)
     pnl = round(chance.gauss(0, 20), 2)
@@ -194,7 +205,7 @@ def fill_copies(connection: psycopg.Connection, first: str, windows: int, rows: 
         (AGENTS,),
     )
     time, price = 1_111_111_111_111, 987_654.25
-    one = {**_step(random.Random(0), 0, time), "environmentState": {"agentBalance": 1000.0, "agentPnL": 0.5}}
+    one = {**recorded_step(random.Random(0), 0, time), "environmentState": {"agentBalance": 1000.0, "agentPnL": 0.5}}
     one["action"] = {**one["action"], "result": {"price": price, "fees": 0.1}}
     text = msgspec.json.encode([{**one, "stepNumber": number} for number in range(steps)]).decode()
     connection.execute(

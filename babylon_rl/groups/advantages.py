@@ -56,8 +56,23 @@ def centred_twice(
     return leave_one_out(residuals) if has_spread(residuals, ROUNDING) else [0.0] * len(rewards)
 
 
-def center_by_action(advantages: Sequence[float], actions: Sequence[str]) -> list[float]:
-    """Advantages of a batch, minus the mean advantage of their action; within an action they sum to 0.
+def decision_advantages(reward: float, advantage: float, decision_rewards: Sequence[float]) -> list[float]:
+    """Advantage of each of the n decisions of an agent whose rewards sum to its `reward`: n x own reward - baseline.
+
+    The baseline is the agent's own, reward - advantage: for leave-one-out the mean reward of the others. Each decision
+    weighs 1/n, so the agent counts once: its weighted advantages sum to its `advantage`, and those of a window to 0
+    where the agents' do. With n equal decisions each has the agent's advantage. What one decision earned is credited to
+    it alone: where decisions do not move each other's rewards, the weighted sum estimates the gradient of the agent's
+    expected reward without bias, and without the luck of the agent's other decisions.
+    """
+    baseline = reward - advantage
+    return [len(decision_rewards) * own - baseline for own in decision_rewards]
+
+
+def center_by_action(
+    advantages: Sequence[float], actions: Sequence[str], weights: Sequence[float] | None = None
+) -> list[float]:
+    """Advantages of a batch, minus the mean advantage of their action; within an action they sum to 0, weighted.
 
     In a batch whose markets happened to fall, every SELL has a high advantage, and the cheapest way to collect it is
     "always SELL". Subtracting the action's own mean removes the reward for an action in itself and leaves what depends
@@ -66,10 +81,15 @@ def center_by_action(advantages: Sequence[float], actions: Sequence[str]) -> lis
     """
     if len(advantages) != len(actions):
         raise TrainingError(f"{len(advantages)} advantages and {len(actions)} actions: one action each is needed.")
-    own: dict[str, list[float]] = {}
-    for advantage, action in zip(advantages, actions, strict=True):
-        own.setdefault(action, []).append(advantage)
-    means = {action: math.fsum(values) / len(values) for action, values in own.items() if has_spread(values, ROUNDING)}
+    weights = [1.0] * len(actions) if weights is None else weights
+    own: dict[str, list[tuple[float, float]]] = {}
+    for advantage, action, weight in zip(advantages, actions, weights, strict=True):
+        own.setdefault(action, []).append((advantage, weight))
+    means = {
+        action: math.fsum(value * weight for value, weight in values) / math.fsum(weight for _, weight in values)
+        for action, values in own.items()
+        if has_spread([value for value, _ in values], ROUNDING)
+    }
     return [
         advantage - means[action] if action in means else 0.0
         for advantage, action in zip(advantages, actions, strict=True)

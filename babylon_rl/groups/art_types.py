@@ -4,6 +4,12 @@ ART subtracts the mean reward of each of its groups, so what it is given as rewa
 are cut so that their mean advantage is already 0: what reaches the loss is then the stored advantage times one constant
 a batch. That needs `scale_rewards=False`. The window's real reward travels as a metric.
 
+Where each decision has its own advantage, each is a trajectory, and what ART is given is the stored advantage over the
+number n of the agent's decisions: ART weighs trajectories alike, whatever their number of tokens, so that the agent
+counts once, and the n parts sum to its advantage, so that the group's mean stays 0. What reaches the loss of a decision
+is then its stored advantage times its weight 1/n, times the batch's one constant. (An entropy bonus has no advantage to
+be scaled by: there each trajectory counts once.)
+
 Where a snapshot trains on all actions, each legal answer of a decision is a trajectory: the recorded prompt, one of the
 recorded choices, its advantage. Its log-probability is 0, for it is enumerated and not drawn.
 
@@ -32,7 +38,8 @@ TokensOf = Callable[[str], list[int]]
 
 
 def to_art(group: Group, tokens_of: TokensOf | None = None) -> "art.TrajectoryGroup":
-    """One window as one ART group: a member is a trajectory, its decisions are its histories.
+    """One window as one ART group: a member is a trajectory, its decisions are its histories; or, where these have
+    advantages of their own, each is a trajectory.
 
     `tokens_of` is needed where members have `action_advantages`: answers that were not drawn have no recorded tokens.
     TrainingError unless the advantages sum to 0: ART's centring would change them. Batch-centred advantages go through
@@ -62,9 +69,15 @@ def batch_to_art(groups: Sequence[Group], tokens_of: TokensOf | None = None) -> 
 
 
 def advantages_of(groups: Sequence[Group]) -> list[float]:
-    """All advantages of the groups, in order: one a member, or one a legal action of each where those are trained."""
-    members = [member for group in groups for member in group.members]
-    return [a for m in members for a in (m.action_advantages if m.action_advantages is not None else [m.advantage])]
+    """What ART is given as rewards, in order: the members' advantages, or of each of its legal actions or decisions
+    where those are trained, a decision's times its weight."""
+    return [advantage for group in groups for member in group.members for advantage in _given(member)]
+
+
+def _given(member: Member) -> list[float]:
+    if member.decision_advantages is not msgspec.UNSET:
+        return [advantage / len(member.decisions) for advantage in member.decision_advantages]
+    return [member.advantage] if member.action_advantages is None else member.action_advantages
 
 
 def is_centred(advantages: Sequence[float]) -> bool:
@@ -88,6 +101,9 @@ def _art_group(groups: Sequence[Group], tokens_of: TokensOf | None) -> "art.Traj
 
 
 def _art_trajectories(group: Group, member: Member, tokens_of: TokensOf | None) -> "list[art.Trajectory]":
+    if member.decision_advantages is not msgspec.UNSET:
+        parts = zip(member.decisions, _given(member), strict=True)
+        return [_art_trajectory(group, _alone(member, decision, given)) for decision, given in parts]
     if member.action_advantages is None:
         return [_art_trajectory(group, member)]
     if tokens_of is None:
@@ -95,7 +111,7 @@ def _art_trajectories(group: Group, member: Member, tokens_of: TokensOf | None) 
     decision = member.decisions[0]
     alternatives = zip(decision.choices or (), member.action_advantages, strict=True)
     return [
-        _art_trajectory(group, _alternative(member, enumerated(decision, answer, tokens_of), advantage))
+        _art_trajectory(group, _alone(member, enumerated(decision, answer, tokens_of), advantage))
         for answer, advantage in alternatives
     ]
 
@@ -111,7 +127,7 @@ def enumerated(decision: Decision, answer: str, tokens_of: TokensOf) -> Decision
     return msgspec.structs.replace(decision, response=answer, token_ids=tokens, logprobs=[0.0] * len(tokens))
 
 
-def _alternative(member: Member, decision: Decision, advantage: float) -> Member:
+def _alone(member: Member, decision: Decision, advantage: float) -> Member:
     return msgspec.structs.replace(member, decisions=[decision], advantage=advantage)
 
 

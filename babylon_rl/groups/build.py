@@ -62,6 +62,9 @@ COLUMNS = (
     "judge_verdict",
 )
 
+# Share of the decisions' rewards that adding them up may round away.
+SUM_ROUNDING = 1e-9
+
 # Why a trajectory is no member, by the provenance that its score carries.
 LEFT_OUT = {
     "no_logprobs": "no_logprobs: no sampled tokens and log-probabilities are recorded for its calls",
@@ -294,6 +297,7 @@ def _member(row: Mapping[str, Any] | None, trajectory: "UsableTrajectory | None"
         checkpoint=str(row["checkpoint"]),
         decisions=decisions,
         action_values=_action_values(row.get("action_values"), decisions),
+        decision_rewards=_decision_rewards(row, trajectory, decisions),
     )
 
 
@@ -305,6 +309,28 @@ def _action_values(values: Any, decisions: list[Decision]) -> list[float] | None
     if decisions[0].response.strip() not in choices:
         return None
     return [float(values[choice]) + 0.0 for choice in choices]
+
+
+def _decision_rewards(
+    row: Mapping[str, Any], trajectory: "UsableTrajectory", decisions: list[Decision]
+) -> list[float] | msgspec.UnsetType:
+    """Reward of each of several decisions, in order; UNSET unless they have all of the run's reward between them.
+
+    Decisions of one step share its reward evenly.
+    """
+    told = row.get("decision_rewards")
+    if not isinstance(told, Mapping) or len(decisions) < 2:
+        return msgspec.UNSET
+    rewards = {int(step): float(reward) for step, reward in told.items()}
+    steps_of = {call.call_id: call.step_number for call in trajectory.calls}
+    steps = [steps_of[decision.call_id] for decision in decisions]
+    shared = Counter(steps)
+    # What was earned where the policy decided nothing is not to be credited to the others.
+    if not shared.keys() <= rewards.keys() or any(rewards[step] for step in rewards.keys() - shared.keys()):
+        return msgspec.UNSET
+    own = [rewards[step] / shared[step] + 0.0 for step in steps]
+    total, size = math.fsum(own), math.fsum(map(abs, own))
+    return own if abs(total - float(row["reward"])) <= SUM_ROUNDING * (1 + size) else msgspec.UNSET
 
 
 def _status(

@@ -6,8 +6,9 @@ the same content gives the same id on any machine and in any row order, and trai
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from babylon_rl.groups.advantages import (
     all_actions,
     center_by_action,
     centred_twice,
+    decision_advantages,
     has_spread,
 )
 from babylon_rl.groups.dropout import MAX_DROPOUT, TARGET, drop_of_batch, dropout_rate
@@ -64,7 +66,8 @@ def make_snapshot(
     leave_one_out_action_centred | all_actions, which is the former in windows whose actions have no recorded values),
     `minibatches`, `stale_limit`, `spread_tolerance`, `dropout_target` and `max_dropout`. `lineage`: where given, only
     members that the importance-weighted loss may use stay, and their window's advantages are computed without the
-    others. `left_out`: counts of what was left out before. A batch of more than `dropout_target` members is made
+    others. Members whose decisions have rewards of their own get an advantage each decision, unless all actions are
+    trained. `left_out`: counts of what was left out before. A batch of more than `dropout_target` members is made
     smaller by seed, which its settings then say under `dropout`. TrainingError where nothing is trainable.
     """
     kind = settings.get("advantages", LEAVE_ONE_OUT)
@@ -185,6 +188,8 @@ def _with_action_advantages(member: Member, advantages: list[float]) -> Member:
 
 def _trains(member: Member) -> bool:
     """Whether anything of the member reaches the gradient."""
+    if member.decision_advantages is not msgspec.UNSET:
+        return any(member.decision_advantages)
     return any(member.action_advantages) if member.action_advantages is not None else member.advantage != 0
 
 
@@ -212,9 +217,31 @@ def _centred(batch: list[Group], minibatches: list[int]) -> list[Group]:
 
 
 def _centred_over_taken(groups: list[Group]) -> list[Group]:
+    """Centred over what was done: over members, and over the decisions of those whose decisions have advantages."""
     members = [member for group in groups for member in group.members]
-    values = iter(center_by_action([m.advantage for m in members], [action_of(m) for m in members]))
-    return [_replaced(group, group.members, [next(values) for _ in group.members]) for group in groups]
+    taken = [own for member in members for own in _taken(member)]
+    values = iter(center_by_action(*(list(column) for column in zip(*taken, strict=True)))) if taken else iter(())
+    return [
+        msgspec.structs.replace(group, members=[_retaken(member, values) for member in group.members])
+        for group in groups
+    ]
+
+
+def _taken(member: Member) -> list[tuple[float, str, float]]:
+    """Advantage, label and weight of a member, or of each of its decisions where these have their own."""
+    if member.decision_advantages is msgspec.UNSET:
+        return [(member.advantage, action_of(member), 1.0)]
+    labels = [_verb(decision.response) for decision in member.decisions]
+    weight = 1 / len(labels)
+    return [(own, label, weight) for own, label in zip(member.decision_advantages, labels, strict=True)]
+
+
+def _retaken(member: Member, values: Iterator[float]) -> Member:
+    """The member with the advantages that come next."""
+    if member.decision_advantages is msgspec.UNSET:
+        return msgspec.structs.replace(member, advantage=next(values))
+    own = [next(values) for _ in member.decisions]
+    return msgspec.structs.replace(member, advantage=math.fsum(own) / len(own), decision_advantages=own)
 
 
 def _centred_over_all(groups: list[Group]) -> list[Group]:
@@ -232,11 +259,16 @@ def _is_valued(group: Group) -> bool:
 
 
 def _replaced(group: Group, members: list[Member], advantages: list[float]) -> Group:
-    replaced = [
-        msgspec.structs.replace(member, advantage=advantage)
-        for member, advantage in zip(members, advantages, strict=True)
-    ]
+    replaced = [_with_advantage(member, advantage) for member, advantage in zip(members, advantages, strict=True)]
     return msgspec.structs.replace(group, members=replaced)
+
+
+def _with_advantage(member: Member, advantage: float) -> Member:
+    """The member with that advantage, and its decisions with theirs where they have rewards of their own."""
+    own: list[float] | msgspec.UnsetType = msgspec.UNSET
+    if member.decision_rewards is not msgspec.UNSET:
+        own = [value + 0.0 for value in decision_advantages(member.reward, advantage, member.decision_rewards)]
+    return msgspec.structs.replace(member, advantage=advantage, decision_advantages=own)
 
 
 def action_of(member: Member) -> str:

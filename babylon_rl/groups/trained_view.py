@@ -47,7 +47,10 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     `baseline`: what is taken off the reward for who the agent is; absent where it is 0. `action_values`: the reward of
     each answer that its one decision could have given, in the order of its `choices`; `action_advantages`: their
-    advantages, in a snapshot that trains on all actions. None where they are not known.
+    advantages, in a snapshot that trains on all actions. None where they are not known. `decision_rewards`: what each
+    of several decisions earned, in order, which sums to `reward`; `decision_advantages`: their advantages in a
+    snapshot, each of weight 1/n. UNSET where the reward is the whole window's: such a member is written without these
+    fields, as it is where nobody knew them, and has the same digest.
     """
 
     trajectory_id: str
@@ -59,6 +62,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     action_values: list[float] | None = None
     action_advantages: list[float] | None = None
     baseline: float | msgspec.UnsetType = msgspec.UNSET
+    decision_rewards: list[float] | msgspec.UnsetType = msgspec.UNSET
+    decision_advantages: list[float] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def taken_off(self) -> float:
@@ -170,7 +175,17 @@ def _check_member(member: Member, trajectory: "UsableTrajectory") -> None:
 
 
 def check_values(member: Member) -> None:
-    """VerbatimError unless values and advantages of actions stand for the recorded choices of a single decision."""
+    """VerbatimError unless values and advantages of actions stand for the recorded choices of a single decision, and
+    those of decisions for the decisions."""
+    for numbers in (member.decision_rewards, member.decision_advantages):
+        if numbers is not msgspec.UNSET and not (
+            len(numbers) == len(member.decisions) and all(map(math.isfinite, numbers))
+        ):
+            raise VerbatimError(
+                f"Trajectory {member.trajectory_id}: {len(numbers)} rewards or advantages stand for "
+                f"{len(member.decisions)} decisions. Materialize scored_trajectories and art_groups of its window "
+                "again."
+            )
     for numbers in (member.action_values, member.action_advantages):
         if numbers is None:
             continue

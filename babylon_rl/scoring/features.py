@@ -7,7 +7,6 @@ the application write. Amounts are dollars, shares of capital are plain fraction
 import functools
 import math
 from collections.abc import Mapping
-from itertools import starmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -25,12 +24,14 @@ TICKER, QUESTION = "ticker", "question"
 # How the application and the simulated market name the direction of a trade.
 LONG = frozenset({"buy", "long", "yes", "open_long", "buy_yes", "buy_shares", "sell_no", "close_short"})
 SHORT = frozenset({"sell", "short", "no", "open_short", "buy_no", "sell_shares", "sell_yes", "close_long"})
-COUNTED = (Kind.TRADE, Kind.POST, Kind.COMMENT, Kind.MALFORMED)
 FEES, SIZE = ("fees", "fee"), ("notional", "amount", "size")
 INSTRUMENT = ("instrument", "ticker", "marketId", "market_id")
+OWN_PNL = ("pnl", "pnlChange")
+# Read once: an attribute of an enumeration takes as long as ten of a module.
+HOLD, TRADE, POST, COMMENT, MALFORMED = Kind.HOLD, Kind.TRADE, Kind.POST, Kind.COMMENT, Kind.MALFORMED
 
 
-class Features(msgspec.Struct, frozen=True, kw_only=True):
+class Features(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one trajectory did in its window."""
 
     trajectory_id: str
@@ -52,10 +53,20 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     comments_failed: int
     acted: str  # what a person reads: "BUY ACME", "HOLD"
     last_state_pnl: float  # agentPnL of the last step's state: the lifetime figure, which only `heuristic` reads
+    # Dollars: the largest sum of positions that its trades held open at once; an unknown direction adds its size.
+    most_open: float = 0.0
+    step_numbers: list[int] = []
+    # Of each successful trade: its step, the P&L that it says of itself (dollars), its signed dollars in tickers.
+    trades: list[tuple[int, float | None, float]] = []
+    yes_prices: dict[str, float] = {}  # of questions: the price of YES at which the run traded first, where it is told
 
     def exposure_to(self, kind: str) -> float:
         """Signed dollars in instruments of the kind."""
-        return math.fsum(value for name, value in self.exposure.items() if self.kinds[name] == kind)
+        total, kinds = 0.0, self.kinds
+        for name, value in self.exposure.items():
+            if kinds[name] == kind:
+                total += value
+        return total
 
 
 class Market(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,71 +75,136 @@ class Market(msgspec.Struct, frozen=True, kw_only=True):
     move: float  # mean change of all tickers; 0 where there is none
     tickers: int
     kinds: dict[str, str]
+    changes: dict[str, float] = {}  # of each ticker, where it is known
+    answers: dict[str, str] = {}  # YES | NO, of each question that is resolved
+    furthest: float = 0.0  # the largest distance of a ticker's change from `move`
 
 
 def market_of(outcomes: pd.DataFrame) -> Market:
     """The window's market from its rows of `market_outcomes` (any order)."""
-    tickers = outcomes[(outcomes["kind"] == TICKER) & outcomes["change"].notna()]
-    changes = sorted(float(change) for change in tickers["change"])
-    kinds = dict(zip(outcomes["instrument"], outcomes["kind"], strict=True))
-    return Market(move=math.fsum(changes) / len(changes) if changes else 0.0, tickers=len(changes), kinds=kinds)
+    # By lists: pandas takes longer to select from a frame of this size than scoring takes.
+    kinds: dict[str, str] = {}
+    changes: dict[str, float] = {}
+    answers: dict[str, str] = {}
+    resolved = outcomes["outcome"].tolist() if "outcome" in outcomes else [None] * len(outcomes)
+    told = (outcomes[name].tolist() for name in ("instrument", "kind", "change"))
+    for instrument, kind, change, answer in zip(*told, resolved, strict=True):
+        kinds[instrument] = kind
+        if kind == TICKER and change is not None and math.isfinite(change):
+            changes[instrument] = float(change)
+        elif kind != TICKER and answer in ("YES", "NO"):
+            answers[instrument] = answer
+    move = math.fsum(changes.values()) / len(changes) if changes else 0.0
+    furthest = max((abs(change - move) for change in changes.values()), default=0.0)
+    return Market(move=move, tickers=len(changes), kinds=kinds, changes=changes, answers=answers, furthest=furthest)
 
 
 def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) -> Features:
     """Features of a trajectory; `outcomes`: the window's rows of `market_outcomes`, or the `Market` made from them."""
     market = outcomes if isinstance(outcomes, Market) else market_of(outcomes)
-    notional: dict[str, float] = {}
-    exposure: dict[str, float] = {}
-    kinds: dict[str, str] = {}
-    fees = 0.0
-    counts: dict[tuple[Kind, bool], int] = {}
-    acted: dict[tuple, None] = {}
-    for step in trajectory.steps:
+    steps = trajectory.steps
+    traded, decisions = _Traded(market), 0
+    acted: dict[str, None] = {}
+    tried = malformed = posts = posts_failed = comments = comments_failed = 0
+    for step in steps:
+        decisions += len(step.llm_calls)
         action = step.action
-        what, done = kind_of(action), action.success
-        counts[what, done] = counts.get((what, done), 0) + 1
-        if what is Kind.HOLD:
-            acted["", what, 0, None, done] = None
+        kind, done = kind_of(action), action.success
+        if kind is HOLD:
+            acted["HOLD" if done else "HOLD (failed)"] = None
             continue
         said = _said(action)
-        instrument = _word(_first(said, INSTRUMENT))
-        direction = _direction(action.action_type, said) if what is Kind.TRADE else 0
-        acted[action.action_type, what, direction, instrument, done] = None
-        if done and what is Kind.TRADE:
-            fees += _amount(said, FEES)
-            name, kind = _instrument(said, instrument, market)
-            size = abs(_amount(said, SIZE))
-            notional[name] = notional.get(name, 0.0) + size
-            exposure[name] = exposure.get(name, 0.0) + direction * size
-            kinds[name] = kind
-    succeeded, failed = ({kind: counts.get((kind, done), 0) for kind in COUNTED} for done in (True, False))
+        name = _word(_first(said, INSTRUMENT))
+        direction = _direction(action.action_type, said) if kind is TRADE else 0
+        acted[_spoken(action.action_type, kind, direction, name, done)] = None
+        if kind is TRADE:
+            tried += 1
+            if done:
+                traded.take(step.step_number, action.action_type, said, name, direction)
+        elif kind is POST:
+            posts, posts_failed = posts + done, posts_failed + (not done)
+        elif kind is COMMENT:
+            comments, comments_failed = comments + done, comments_failed + (not done)
+        elif kind is MALFORMED and not done:
+            malformed += 1
     return Features(
         trajectory_id=trajectory.trajectory_id,
         agent_id=trajectory.agent_id,
-        capital=_capital(trajectory.steps, sum(notional.values())),
+        capital=_capital(steps, traded.notional),
         window_pnl=float(trajectory.window_pnl),
-        fees=fees,
-        notional=notional,
-        exposure=exposure,
-        kinds=kinds,
-        decisions=sum(len(step.llm_calls) for step in trajectory.steps),
-        steps=len(trajectory.steps),
-        trades_tried=succeeded[Kind.TRADE] + failed[Kind.TRADE],
-        trades_succeeded=succeeded[Kind.TRADE],
-        malformed=failed[Kind.MALFORMED],
-        posts_succeeded=succeeded[Kind.POST],
-        posts_failed=failed[Kind.POST],
-        comments_succeeded=succeeded[Kind.COMMENT],
-        comments_failed=failed[Kind.COMMENT],
-        acted=", ".join(dict.fromkeys(starmap(_spoken, acted))) or "nothing",
-        last_state_pnl=_last_state_pnl(trajectory.steps),
+        fees=traded.fees,
+        notional=traded.notional,
+        exposure=traded.exposure,
+        kinds=traded.kinds,
+        decisions=decisions,
+        steps=len(steps),
+        trades_tried=tried,
+        trades_succeeded=len(traded.trades),
+        malformed=malformed,
+        posts_succeeded=posts,
+        posts_failed=posts_failed,
+        comments_succeeded=comments,
+        comments_failed=comments_failed,
+        acted=", ".join(acted) or "nothing",
+        last_state_pnl=_last_state_pnl(steps),
+        most_open=traded.most_open,
+        step_numbers=[step.step_number for step in steps],
+        trades=traded.trades,
+        yes_prices=traded.yes_prices,
     )
+
+
+class _Traded:
+    """The successful trades of one run, summed up as they come."""
+
+    __slots__ = ("exposure", "fees", "is_open", "kinds", "market", "most_open", "notional", "trades", "yes_prices")
+
+    def __init__(self, market: Market) -> None:
+        self.market, self.fees, self.is_open, self.most_open = market, 0.0, 0.0, 0.0
+        self.notional: dict[str, float] = {}
+        self.exposure: dict[str, float] = {}
+        self.kinds: dict[str, str] = {}
+        self.trades: list[tuple[int, float | None, float]] = []
+        self.yes_prices: dict[str, float] = {}
+
+    def take(self, step: int, action_type: str, said: Mapping[str, Any], name: str | None, direction: int) -> None:
+        self.fees += _amount(said, FEES)
+        name, kind = _instrument(said, name, self.market)
+        size = abs(_amount(said, SIZE))
+        kind = self.kinds.setdefault(name, kind)
+        signed = direction * size
+        self.notional[name] = self.notional.get(name, 0.0) + size
+        before = self.exposure.get(name, 0.0)
+        self.exposure[name] = before + signed
+        if kind == QUESTION and direction and name not in self.yes_prices:
+            price = _yes_price(action_type, said, size)
+            if price is not None:
+                self.yes_prices[name] = price
+        self.is_open += abs(self.exposure[name]) - abs(before) if direction else size
+        if self.is_open > self.most_open:
+            self.most_open = self.is_open
+        pnl = _first(said, OWN_PNL)
+        self.trades.append((step, None if pnl is None else finite(pnl), signed if kind == TICKER else 0.0))
+
+
+def _yes_price(action_type: str, said: Mapping[str, Any], size: float) -> float | None:
+    """Price of a YES share by what a trade in a question paid for its shares; None where that is not told."""
+    side = said.get("side")
+    share = normal(side) if type(side) is str else normal(action_type).rpartition("_")[2]
+    price = finite(_first(said, ("entryPrice", "price")))
+    if price is None:
+        shares = finite(said.get("shares"))
+        price = size / shares if shares else None
+    if price is None or share not in ("yes", "no"):
+        return None
+    price = price if share == "yes" else 1 - price
+    return price if 0 < price < 1 else None
 
 
 def spoken_action(action: Action) -> str:
     """What was done, as a person reads it: `BUY ACME`, `HOLD`, `SELL BOLT (failed)`."""
     what, said = kind_of(action), _said(action)
-    direction = _direction(action.action_type, said) if what is Kind.TRADE else 0
+    direction = _direction(action.action_type, said) if what is TRADE else 0
     return _spoken(action.action_type, what, direction, _word(_first(said, INSTRUMENT)), action.success)
 
 
@@ -186,14 +262,14 @@ def _said(action: Action) -> Mapping[str, Any]:
 def _first(said: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """The first of the names that is given a value."""
     for name in names:
-        value = said.get(name)
-        if value is not None:
+        if (value := said.get(name)) is not None:
             return value
     return None
 
 
 def _amount(said: Mapping[str, Any], names: tuple[str, ...]) -> float:
-    return finite(_first(said, names)) or 0.0
+    value = _first(said, names)
+    return 0.0 if value is None else finite(value) or 0.0
 
 
 def _instrument(said: Mapping[str, Any], name: str | None, market: Market) -> tuple[str, str]:
@@ -211,7 +287,7 @@ def _word(name: Any) -> str | None:
 
 
 def _spoken(action_type: str, what: Kind, direction: int, instrument: str | None, done: bool) -> str:
-    if what is Kind.HOLD:
+    if what is HOLD:
         words = "HOLD"
     else:
         verb = "BUY" if direction > 0 else "SELL" if direction else action_type
@@ -219,14 +295,15 @@ def _spoken(action_type: str, what: Kind, direction: int, instrument: str | None
     return words if done else f"{words} (failed)"
 
 
-def _capital(steps: list[ReadStep], traded: float) -> float | None:
+def _capital(steps: list[ReadStep], notional: Mapping[str, float]) -> float | None:
     """Dollars at the window's start; where only what was traded is known, that is the capital at risk."""
     state = steps[0].environment_state if steps else {}
     for name in ("capital", "portfolioValue", "agentBalance"):
-        value = finite(state.get(name))
+        told = state.get(name)
+        value = None if told is None else finite(told)
         if value is not None and value > 0:
             return value
-    return traded if traded > 0 else None
+    return sum(notional.values()) or None
 
 
 def _last_state_pnl(steps: list[ReadStep]) -> float:

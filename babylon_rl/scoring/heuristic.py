@@ -14,17 +14,26 @@ def heuristic(window: Runs) -> list[Score]:
     agents: dict[str, list[Features]] = {}
     for one in sorted(window.features, key=lambda one: one.trajectory_id):
         agents.setdefault(one.agent_id, []).append(one)
-    parts = {agent: _heuristic(own) for agent, own in agents.items()}
-    scores = []
-    for one in window.features:
-        pnl, wins, activity = (parts[one.agent_id][name] for name in ("pnl", "win_rate", "activity"))
-        reason = f"{money(one)} {one.acted}; agent: P&L {pnl:.2f}, win rate {wins:.2f}, activity {activity:.2f}"
-        scores.append(Score(0.5 * pnl + 0.3 * wins + 0.2 * activity, parts[one.agent_id], reason))
-    return scores
+    scores = {agent: _scored(own) for agent, own in agents.items()}
+    return [_of_run(one, *scores[one.agent_id]) for one in window.features]
+
+
+def _of_run(one: Features, reward: float, parts: dict[str, float], said: str) -> Score:
+    return Score(reward, parts, f"{money(one)} {one.acted}; agent: {said}")
+
+
+def _scored(own: list[Features]) -> tuple[float, dict[str, float], str]:
+    """Reward of an agent, what it is made of, and that in words."""
+    parts = _heuristic(own)
+    pnl, wins, activity = parts["pnl"], parts["win_rate"], parts["activity"]
+    said = f"P&L {pnl:.2f}, win rate {wins:.2f}, activity {activity:.2f}"
+    return 0.5 * pnl + 0.3 * wins + 0.2 * activity, parts, said
 
 
 def _heuristic(own: list[Features]) -> dict[str, float]:
-    pnl = sum(one.last_state_pnl for one in own)
+    pnl = 0.0
+    for one in own:
+        pnl += one.last_state_pnl  # not sum(), which from Python 3.12 on rounds otherwise than the first system did
     wins = sum(one.last_state_pnl > 0 for one in own)
     losses = sum(one.last_state_pnl < 0 for one in own)
     return {

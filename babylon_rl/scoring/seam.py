@@ -41,7 +41,8 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):
     """What a scorer sees of a window: its runs by trajectory id, and what the market did.
 
     `outcomes`: the window's rows of `market_outcomes`. `texts`: of the runs, in the same order, where the scorer reads
-    them (`Scorer.reads_texts`), else empty.
+    them (`Scorer.reads_texts`), else empty. `values`: of each run, in the same order, reward `alpha` of every legal
+    answer of its decision by its text, None where that is not known; empty where nobody looked.
     """
 
     window_id: str
@@ -49,15 +50,17 @@ class Runs(msgspec.Struct, frozen=True, kw_only=True):
     market: Market
     outcomes: pd.DataFrame
     texts: Sequence[RunText] = ()
+    values: Sequence[dict[str, float] | None] = ()
 
 
-class Score(msgspec.Struct, frozen=True):
+class Score(msgspec.Struct, frozen=True, gc=False):
     """Reward of one trajectory, what it is made of, and a line for a person.
 
     `refused`: provenance that replaces the recorded one where there is no valid reward. `decision_rewards`: reward of
-    each decision by the number of its step, where its position can be attributed; None where the reward is the whole
-    run's. `counterfactuals`: rewards of what was not done (flat, hold, best). `process`, `hindsight`: a judge's scores,
-    0..1. `signs`: of injection. `judge`: what a judge was asked and answered, as JSON values.
+    each decision by the number of its step, where its position can be attributed; they sum to `reward`. None where the
+    reward is the whole run's. `counterfactuals`: rewards of what was not done (flat, hold, best). `process`,
+    `hindsight`: a judge's scores, 0..1. `signs`: of injection. `judge`: what a judge was asked and answered, as JSON
+    values.
     """
 
     reward: float
@@ -168,6 +171,8 @@ def scores_of(scorer: Scorer, runs: Runs) -> list[Score]:
     for one, score in zip(runs.features, given, strict=True):
         if not isinstance(score, Score):
             raise ScoringError(f"{said} gives run {one.trajectory_id} a {type(score).__name__}; it must be a Score.")
+        if _adds_up(score):
+            continue
         # A number that the recording itself spoilt is told as such, by the caller.
         if not _finite(score.reward, *score.parts.values()) and _finite(one.window_pnl):
             numbers = {"reward": score.reward, **score.parts}
@@ -177,6 +182,14 @@ def scores_of(scorer: Scorer, runs: Runs) -> list[Score]:
                 f"scorer, or the recording where its P&L ({one.window_pnl}) or capital ({one.capital}) is at fault."
             )
     return given
+
+
+def _adds_up(score: Score) -> bool:
+    """Whether the numbers have a finite sum, which only finite ones have; large ones may have none."""
+    try:
+        return math.isfinite(score.reward + sum(score.parts.values()))
+    except (TypeError, OverflowError):
+        return False
 
 
 def _finite(*values: Any) -> bool:

@@ -5,4 +5,5 @@ from babylon_rl.scoring.features import Features
 
 def money(one: Features) -> str:
     """What a run earned in its window: `earned $4.10`."""
-    return f"{'earned' if one.window_pnl >= 0 else 'lost'} ${abs(one.window_pnl):,.2f}"
+    pnl = one.window_pnl
+    return f"earned ${pnl + 0.0:,.2f}" if pnl >= 0 else f"lost ${-pnl:,.2f}"

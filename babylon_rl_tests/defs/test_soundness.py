@@ -46,11 +46,11 @@ def checked(result, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
 
 
 def break_window(database, window_id: str) -> None:
-    """One agent's capital becomes so small that its reward is infinite."""
+    """One agent's capital and order become so small that its reward is infinite."""
     change(
         database,
-        """UPDATE trajectories SET "stepsJson" = regexp_replace("stepsJson", '"agentBalance":[0-9.e+-]+',
-           '"agentBalance":1e-320') WHERE "trajectoryId" = (
+        """UPDATE trajectories SET "stepsJson" = regexp_replace("stepsJson",
+           '"(agentBalance|notional)":[0-9.e+-]+', '"\\1":1e-320', 'g') WHERE "trajectoryId" = (
                SELECT min("trajectoryId") FROM trajectories WHERE "windowId" = %s AND "finalPnL" <> 0)""",
         window_id,
     )

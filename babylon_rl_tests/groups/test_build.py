@@ -16,6 +16,7 @@ from babylon_rl.groups.trained_view import (
     encode_group,
 )
 from babylon_rl.scoring.scorers import score_window
+from babylon_rl.scoring.values import squash
 from babylon_rl_tests.scoring import made
 
 READY = {"status": "ready", "reason": "3 agents"}
@@ -37,7 +38,7 @@ def test_a_ready_window_with_spread_is_trainable_and_its_advantages_sum_to_zero(
     assert row["status"] == "trainable" and row["members"] == 3 and row["left_out"] == []
     assert [member.trajectory_id for member in group.members] == ["a", "b", "c"]
     assert sum(member.advantage for member in group.members) == pytest.approx(0, abs=1e-15)
-    assert group.members[0].advantage == pytest.approx(0.003 - (-0.003 + 0.0) / 2)
+    assert group.members[0].advantage == pytest.approx(squash(0.003) - (squash(-0.003) + 0.0) / 2)
 
 
 def test_the_row_has_the_columns_of_the_table():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from babylon_rl.database.tables import metadata
 from babylon_rl.errors import RecordingError, SettingsError
 from babylon_rl.scoring.scorers import OURS, score_window
+from babylon_rl.scoring.values import squash
 from babylon_rl_tests.scoring import made
 
 
@@ -19,14 +20,15 @@ def test_alpha_is_pnl_over_capital_less_exposure_times_the_markets_move():
     window = made.recorded(made.trajectory("a", "BUY", 4.8), made.trajectory("b", "SELL", -5.2))
     scored = by_id(score_window(window, made.outcomes()))
     # Market +2 %, exposure 10 % of capital: 0.2 % of capital is the market's.
-    assert scored.loc["a", "reward"] == pytest.approx(0.0048 - 0.002)
-    assert scored.loc["b", "reward"] == pytest.approx(-0.0052 + 0.002)
+    assert scored.loc["a", "reward"] == pytest.approx(squash(0.0048 - 0.002))
+    assert scored.loc["b", "reward"] == pytest.approx(squash(-0.0052 + 0.002))
     assert scored.loc["a", "parts"]["market_part"] == pytest.approx(0.002)
+    assert scored.loc["a", "parts"]["squashed_from"] == pytest.approx(0.0028)
 
 
 def test_a_question_is_not_netted_against_the_tickers():
     window = made.recorded(made.trajectory("q", "BUY", 5.0, instrument="MOON"))
-    assert score_window(window, made.outcomes()).loc[0, "reward"] == pytest.approx(0.005)
+    assert score_window(window, made.outcomes()).loc[0, "reward"] == pytest.approx(squash(0.005))
 
 
 def test_holding_is_exactly_zero_even_where_old_positions_moved():
@@ -79,21 +81,3 @@ def test_a_trajectory_without_capital_is_shown_and_not_logged():
 def test_an_unknown_scorer_names_the_known_ones():
     with pytest.raises(SettingsError, match="alpha, heuristic"):
         score_window(made.recorded(), made.outcomes(), "luck")
-
-
-def test_the_heuristic_is_the_first_systems_formula_to_the_digit():
-    def lifetime(name, agent, pnl, steps):
-        rows = [made.step(n, made.action("BUY"), "BUY", pnl=pnl if n == steps - 1 else 0.0) for n in range(steps)]
-        return made.trajectory(name, steps=rows, agent_id=agent)
-
-    window = made.recorded(lifetime("a1", "a", 300.0, 3), lifetime("a2", "a", -100.0, 4), lifetime("b1", "b", 0.0, 1))
-    scored = by_id(score_window(window, made.outcomes(), "heuristic"))
-    # a: P&L 200 -> 0.6, one win in two -> 0.5, 7 steps -> 0.35; b: 0.5, 0.5, 0.05.
-    assert scored.loc["a1", "reward"] == scored.loc["a2", "reward"] == 0.5 * 0.6 + 0.3 * 0.5 + 0.2 * 0.35
-    assert scored.loc["b1", "reward"] == 0.5 * 0.5 + 0.3 * 0.5 + 0.2 * 0.05
-
-
-def test_the_heuristic_clamps_profit_and_activity():
-    rows = [made.step(n, made.action("BUY"), "BUY", pnl=5000.0) for n in range(30)]
-    scored = score_window(made.recorded(made.trajectory("a", steps=rows)), made.outcomes(), "heuristic")
-    assert scored.loc[0, "reward"] == 1.0

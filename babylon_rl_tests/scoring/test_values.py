@@ -56,6 +56,27 @@ def test_the_value_of_each_answer_is_the_reward_of_giving_it(index):
             assert scored["action_values"][answer] == pytest.approx(scored["reward"], abs=1e-12)
 
 
+@pytest.mark.parametrize("index", range(4))
+def test_the_best_in_hindsight_is_the_best_answers_value_and_no_run_has_more(index):
+    window = make_window(6, "train", index)
+    agents = make_agents(6, "train", index, 12)
+    answers = [choices(agent.instrument)[number % 3] for number, agent in enumerate(agents)]
+    actions = [parse_action(said, window.instrument(a.instrument)) for said, a in zip(answers, agents, strict=True)]
+    # One market for all: an earlier stake moves the price of a later one.
+    together = settle(window, agents, actions)
+    runs = [usable(window, *pair) for pair in zip(agents, answers, strict=True)]
+    runs = [
+        msgspec.structs.replace(run, trajectory_id=f"{n}", window_pnl=settled.pnl)
+        for n, (run, settled) in enumerate(zip(runs, together, strict=True))
+    ]
+    for scorer in ("alpha", "heuristic"):
+        for row in score_window(made.recorded(*runs), outcomes(window), scorer).to_dict("records"):
+            best = row["counterfactuals"]["best"]
+            assert best >= 0 and best >= row["outcome_score"]
+            if scorer == "alpha":
+                assert best == max(0.0, row["reward"], *row["action_values"].values())
+
+
 def test_quotes_hold_nothing_that_is_known_only_later():
     window = make_window(5, "train", 0)
     turned = replace(

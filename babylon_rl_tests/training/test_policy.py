@@ -172,6 +172,38 @@ def mean_tilt(tiny: Path, adapter: Path | None) -> float:
     return sum(float((first[i].logprobs.sum() - second[i].logprobs.sum()).detach()) for i in first) / len(first)
 
 
+def test_decisions_that_earned_alike_are_trained_as_their_agent_as_a_whole(tiny: Path, tmp_path: Path):
+    import torch
+    from safetensors.torch import load_file
+
+    # Of entropy, which has no advantage, each trajectory has the same.
+    recipe = msgspec.structs.replace(RECIPE, advantages="leave_one_out", entropy_coefficient=0.0)
+    whole = [_in_pairs(group, apart=False) for group in sampled_groups(Policy(tiny), 4)]
+    apart = [_in_pairs(group, apart=True) for group in sampled_groups(Policy(tiny), 4)]
+    (first, _), (second, _) = (
+        train(tiny, tmp_path / name, recipe, groups=groups) for name, groups in (("w", whole), ("a", apart))
+    )
+    # Each minibatch has half of the 32 answers, whether as histories or as trajectories.
+    assert first.metrics["answers"] == second.metrics["answers"] == 16
+    one, other = (load_file(made.folder / "adapter_model.safetensors") for made in (first, second))
+    for name, weights in one.items():
+        assert torch.allclose(weights, other[name], atol=1e-5)
+
+
+def _in_pairs(group, apart: bool):
+    """Half of the members, two as one whose decisions earned half of its reward each, where that is told apart."""
+    half = len(group.members) // 2
+    members = [
+        msgspec.structs.replace(
+            one,
+            decisions=[*one.decisions, *other.decisions],
+            decision_rewards=[one.reward / 2, one.reward / 2] if apart else msgspec.UNSET,
+        )
+        for one, other in zip(group.members[:half:2], group.members[1:half:2], strict=True)
+    ]
+    return msgspec.structs.replace(group, members=[*members, *group.members[half:]])
+
+
 def test_opposite_tokens_need_exactly_two_different_first_tokens():
     choices = [[1, 9], [2, 9], [3, 9]]
     assert opposite_tokens(["BUY A", "SELL A", "HOLD A"], choices, ["BUY", "SELL"]) == (1, 2)

@@ -117,7 +117,7 @@ def test_checkpoints_and_batches_stand_there_in_the_applications_shapes_with_eve
     done = publish(opened.database, application.url, NOW)
     first, second = opened.checkpoints().values()
     models = application.models()
-    assert list(models) == sorted(models, key=lambda key: int(models[key]["id"])) and len(done.changes) == 4
+    assert all(row["id"].isdecimal() for row in models.values()) and len(done.changes) == 4
     assert set(models) == {first.checkpoint_id, second.checkpoint_id}  # not the base model
     assert [models[c.checkpoint_id]["version"] for c in (first, second)] == ["v1.0.0", "v1.0.1"]
     with opened.database.connect() as connection:
