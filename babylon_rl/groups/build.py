@@ -4,7 +4,7 @@ Also the way back: the trainable groups of stored rows, with their digests check
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,6 +12,7 @@ import pandas as pd
 
 from babylon_rl.errors import SettingsError, TrainingError
 from babylon_rl.groups.advantages import SPREAD_TOLERANCE, has_spread, leave_one_out
+from babylon_rl.groups.leaks import Leak, told
 from babylon_rl.groups.trained_view import (
     Decision,
     Group,
@@ -62,11 +63,12 @@ def build_group(
     scored: pd.DataFrame,
     *,
     tolerance: float = SPREAD_TOLERANCE,
+    leaks: Mapping[str, Sequence[Leak]] | None = None,
 ) -> dict[str, Any]:
     """Row of `art_groups` for a window.
 
     `window`: its row of `windows`; `scored`: its rows of `scored_trajectories`, one scorer, with the digest under which
-    they are stored. VerbatimError where the
+    they are stored. `leaks`: what the guard found, by trajectory; such a one is left out. VerbatimError where the
     trained view is not what was recorded; SettingsError where several scorers are mixed.
     """
     scored = scored[scored["window_id"] == recorded.window_id]
@@ -76,7 +78,7 @@ def build_group(
             f"Window {recorded.window_id} has scores of {scorers}; a group takes one. Filter the scores by the scorer."
         )
     scorer, version = scorers[0] if scorers else ("", "")
-    members, left_out = _members(recorded, scored)
+    members, left_out = _members(recorded, scored, leaks or {})
     rewards = [member.reward for member in members]
     status, reason = _status(window, members, len(left_out), tolerance)
     if status == TRAINABLE and has_spread(rewards, tolerance):
@@ -107,7 +109,9 @@ def build_group(
     }
 
 
-def _members(recorded: "RecordedWindow", scored: pd.DataFrame) -> tuple[list[Member], list[dict[str, str]]]:
+def _members(
+    recorded: "RecordedWindow", scored: pd.DataFrame, leaks: Mapping[str, Sequence[Leak]]
+) -> tuple[list[Member], list[dict[str, str]]]:
     """Members by trajectory id, advantages still 0, and those left out with the reason."""
     rows = {str(row["trajectory_id"]): row for row in scored.to_dict("records")}
     trajectories = {trajectory.trajectory_id: trajectory for trajectory in recorded.usable}
@@ -116,6 +120,8 @@ def _members(recorded: "RecordedWindow", scored: pd.DataFrame) -> tuple[list[Mem
         row, trajectory = rows.get(trajectory_id), trajectories.get(trajectory_id)
         agent_id = str(row["agent_id"]) if row else trajectory.agent_id if trajectory else ""
         made = _member(row, trajectory)
+        if isinstance(made, Member) and leaks.get(trajectory_id):
+            made = told(leaks[trajectory_id])
         if isinstance(made, Member):
             members.append(made)
         else:

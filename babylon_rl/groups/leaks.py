@@ -251,5 +251,3 @@ def _place_of(spelled: str, text: str) -> int | None:
             return place
         place = text.find(spelled, place + 1)
     return None
-
-

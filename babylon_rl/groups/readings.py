@@ -18,10 +18,10 @@ _NUMBER = re.compile(
     re.ASCII,
 )
 _SHARES = {"%": 100, "percent": 100, "per cent": 100, "pct": 100, "‰": 1000, "bps": 10_000, "bp": 10_000, "¢": 100}
-# What a question's rules say ("resolves YES if"), a choice ("YES or NO") and a price list ("outcomes: Yes 52 %") are
-# no verdicts.
+# What a question's rules say ("resolves YES if"), a choice ("YES or NO"), a price list ("outcomes: Yes 52 %") and a
+# state ("resolved": false) are no verdicts.
 _SAYS = re.compile(
-    r"\b(?:resolv\w+|settl\w+|outcomes?|verdict|result\w*|final answer|answer|closed|ended|turned out|came true"
+    r"\b(?:(?:resolv\w+|settl\w+|closed|ended)\b(?!\W{0,4}(?:true|false)\b)|resolution|outcomes?|verdict|result\w*|final answer|answer|turned out|came true"
     r"|correct answer|winn(?:er|ing) side|truth)\b[^.!?\n]{0,30}?\b(?P<said>yes|no|true|false|up|down)\b"
     r"(?!\W{0,2}(?:if|when|unless|only|provided|should|otherwise|or|and|shares?|pays?|no|yes|false|true)\b"
     r"|\s?/|\W{0,3}[\d$])"
@@ -129,7 +129,9 @@ class Reading:
 @lru_cache(maxsize=64)
 def _pattern(names: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, int]]:
     longest = sorted(set(names), key=lambda name: (-len(name), name))
-    pattern = "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" if name[-1:].isalnum() else re.escape(name) for name in longest)
+    pattern = "|".join(
+        rf"(?<!\w){re.escape(name)}(?!\w)" if name[-1:].isalnum() else re.escape(name) for name in longest
+    )
     return re.compile(pattern or r"(?!)"), {name: number for number, name in enumerate(names)}
 
 
