@@ -24,8 +24,6 @@ AFTER_RUN = timedelta(hours=2)
 # Later prices of an instrument that are all searched for; of more the last, the highest and the lowest, for among many
 # there is one for almost any figure.
 MOST_PRICES = 4
-# A question's name in a prompt may be cut.
-LONGEST_NAME = 48
 
 _EARNED = re.compile(r"pnl|profit|loss|price|proceeds|payout|return", re.IGNORECASE)
 _SAYS_CHANGE = re.compile(r"change|percent|return", re.IGNORECASE)
@@ -111,7 +109,7 @@ class Market:
     def _names(self, name: str) -> tuple[str, ...]:
         question = self._questions.get(name)
         text = question.text if question else self._rows.get(name, {}).get("question")
-        return (text[:LONGEST_NAME],) if text else ()
+        return (text,) if text else ()
 
 
 def _change(first: float | None, last: float | None, is_question: bool) -> Iterator[float]:
@@ -144,7 +142,7 @@ class Own:
             values += [value for _, value in self._states[place]]
         for place in range(at):
             values += [value for _, value in (*self._results[place], *self._parameters[place])]
-        quotes = self._run.steps[at].environment_state.quotes
+        quotes = self._run.steps[at].environment_state.get("quotes")
         return sorted_figures([*values, *(value for _, value in _leaves(quotes))])
 
     def later(self, at: int) -> Iterator[Later]:

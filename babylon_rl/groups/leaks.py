@@ -99,6 +99,7 @@ class Known:
 
     def __init__(self, *parts: Collection[float]) -> None:
         self._parts = [part if isinstance(part, tuple) else sorted_figures(part) for part in parts if part]
+        self._left: tuple[Reading, list[Number]] | None = None
 
     def explains(self, number: Number) -> bool:
         """Whether the number is one of them, as somebody may have rounded or cut it."""
@@ -113,8 +114,10 @@ class Known:
 
     def unexplained(self, reading: Reading) -> list[Number]:
         """The figures of a text that none of these explains; of a figure that can be read in two ways, neither."""
-        explained = {number.place for number in reading.numbers if self.explains(number)}
-        return [number for number in reading.numbers if number.place not in explained]
+        if self._left is None or self._left[0] is not reading:  # several searches of one text follow each other
+            explained = {number.place for number in reading.numbers if self.explains(number)}
+            self._left = reading, [number for number in reading.numbers if number.place not in explained]
+        return self._left[1]
 
 
 def sorted_figures(values: Iterable[float]) -> tuple[float, ...]:

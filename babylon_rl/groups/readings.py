@@ -9,20 +9,23 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
+LONGEST_NAME = 48  # letters of a name that are looked for; a question may be cut in a prompt
+
 _NUMBER = re.compile(
-    r"(?<![\w.,])[-+]?[ ]?(?P<unit>[$€£¥]?)[ ]?(?P<digits>\d+(?:[.,' _]\d+)*)(?P<power>e[-+]?\d{1,2})?"
-    r"(?P<after>[ ]?(?:[%‰¢]|(?:percent|per cent|pct|percentage points?|bps?|basis points?|k|m|cents?)\b))?",
+    r"(\d+(?:[.,' _]\d+)*)(e[-+]?\d{1,2})?"
+    r"([ ]?(?:[%‰¢]|(?:percent|per cent|pct|percentage points?|bps?|basis points?|k|m|cents?)\b))?",
     re.ASCII,
 )
 _SHARES = {"%": 100, "percent": 100, "per cent": 100, "pct": 100, "‰": 1000, "bps": 10_000, "bp": 10_000, "¢": 100}
 # What a question's rules say ("resolves YES if"), a choice ("YES or NO"), a price list ("outcomes: Yes 52 %") and a
 # state ("resolved": false) are no verdicts.
 _SAYS = re.compile(
-    r"\b(?:(?:resolv\w+|settl\w+|closed|ended)\b(?!\W{0,4}(?:true|false)\b)|resolution|outcomes?|verdict|result\w*|final answer|answer|turned out|came true"
-    r"|correct answer|winn(?:er|ing) side|truth)\b[^.!?\n]{0,30}?\b(?P<said>yes|no|true|false|up|down)\b"
+    r"\b(?:(?:resolv\w+|settl\w+|closed|ended)\b(?!\W{0,4}(?:true|false)\b)|resolution|outcomes?|verdict"
+    r"|result\w*|final answer|answer|turned out|came true|correct answer|winn(?:er|ing) side|truth)\b"
+    r"[^.!?\n]{0,30}?\b(?P<said>yes|no|true|false|up|down)\b"
     r"(?!\W{0,2}(?:if|when|unless|only|provided|should|otherwise|or|and|shares?|pays?|no|yes|false|true)\b"
     r"|\s?/|\W{0,3}[\d$])"
 )
@@ -38,8 +41,8 @@ _OWN_AFTER = re.compile(
     r"\W{0,3}(?:(?:in|over|the|last|past)\W){0,3}(?:24|48|12|6|1|7)?[ _]?(?:h|d|hours?|days?|weeks?|months?|shares?"
     r"|contracts?|followers|yesterday|ago|volume)\b"
 )
-_STAMP = re.compile(r"\b(\d{4})[-/](\d\d)[-/](\d\d)[t ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?(?!\d)")
-_EPOCH = re.compile(r"(?<![\d.])(\d{13}|\d{10})(?![\d.])")
+_STAMP = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)[t ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?(?!\d)")
+_EPOCH = re.compile(r"\d{10,}")
 
 
 class Number(NamedTuple):
@@ -71,6 +74,7 @@ class Reading:
     def __init__(self, text: str) -> None:
         self.text = folded(text)
         self._places: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+        self._owned: dict[int, bool] = {}
 
     @cached_property
     def numbers(self) -> list[Number]:
@@ -84,6 +88,11 @@ class Reading:
 
     def is_own(self, number: Number) -> bool:
         """Whether the text calls the figure the agent's own or one of the past."""
+        if number.place not in self._owned:
+            self._owned[number.place] = self._is_own(number)
+        return self._owned[number.place]
+
+    def _is_own(self, number: Number) -> bool:
         at = bisect_right(self._own_words, number.place)
         if at and number.place - (end := self._own_words[at - 1]) <= 16:
             if _BETWEEN.fullmatch(self.text, end, number.place):
@@ -112,7 +121,7 @@ class Reading:
                 continue
             found.append((moment, match[0], match.start()))
         for match in _EPOCH.finditer(self.text):
-            seconds = int(match[1]) / (1000 if len(match[1]) == 13 else 1)
+            seconds = int(match[0]) / (1000 if len(match[0]) == 13 else 1) if len(match[0]) in (10, 13) else -1
             if 0 <= seconds < 2**33:
                 found.append((datetime.fromtimestamp(seconds, UTC), match[0], match.start()))
         return [one for one in found if one[0].second or one[0].microsecond]
@@ -120,19 +129,20 @@ class Reading:
     def places(self, names: tuple[str, ...]) -> list[tuple[int, int]]:
         """Where the (folded) names stand, and which of them it is, by place."""
         if names not in self._places:
-            pattern, numbers = _pattern(names)
-            found = [(m.start(), numbers[m[0]]) for m in pattern.finditer(self.text)] if names else []
-            self._places[names] = found
+            self._places[names] = sorted(
+                (place, number) for number, name in enumerate(names) for place in _whole(name, self.text)
+            )
         return self._places[names]
 
 
-@lru_cache(maxsize=64)
-def _pattern(names: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, int]]:
-    longest = sorted(set(names), key=lambda name: (-len(name), name))
-    pattern = "|".join(
-        rf"(?<!\w){re.escape(name)}(?!\w)" if name[-1:].isalnum() else re.escape(name) for name in longest
-    )
-    return re.compile(pattern or r"(?!)"), {name: number for number, name in enumerate(names)}
+def _whole(name: str, text: str) -> Iterator[int]:
+    """Where a name stands as a word of its own; one that was cut may go on."""
+    place = text.find(name)
+    while place >= 0:
+        end = place + len(name)
+        if not text[place - 1 : place].isalnum() and (len(name) >= LONGEST_NAME or not text[end : end + 1].isalnum()):
+            yield place
+        place = text.find(name, place + 1)
 
 
 def figures(text: str) -> list[float]:
@@ -161,7 +171,11 @@ def is_value(number: Number, value: float) -> bool:
 
 def _numbers(text: str) -> Iterator[Number]:
     for match in _NUMBER.finditer(text):
-        _, digits, power, after = match.groups()
+        start = match.start()
+        # Part of a word or of another number. The expression begins with a digit, which is found fast.
+        if start and ((before := text[start - 1]) in ".,_" or before.isalnum()):
+            continue
+        digits, power, after = match.groups()
         per, times = None, 1.0
         if after or power:
             after = (after or "").strip()
@@ -172,7 +186,7 @@ def _numbers(text: str) -> Iterator[Number]:
             count = len((whole + part).lstrip("0"))
             if count > 1:
                 value, step = float(f"{whole}.{part}") * times, 0.5 * 10.0 ** -len(part) * times
-                yield Number(value, step, count, per is not None, match[0].strip(), match.start(), match.end())
+                yield Number(value, step, count, per is not None, match[0].strip(), start, match.end())
 
 
 def _readings(digits: str) -> Iterator[tuple[str, str]]:
@@ -195,4 +209,4 @@ def _readings(digits: str) -> Iterator[tuple[str, str]]:
 
 def names_of(texts: Sequence[str]) -> tuple[str, ...]:
     """Names as they are looked for."""
-    return tuple(dict.fromkeys(name for text in texts if (name := folded(text).strip())))
+    return tuple(dict.fromkeys(name for text in texts if (name := folded(text).strip()[:LONGEST_NAME])))
