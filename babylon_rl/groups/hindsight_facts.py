@@ -27,6 +27,12 @@ MOST_PRICES = 4
 
 _EARNED = re.compile(r"pnl|profit|loss|price|proceeds|payout|return", re.IGNORECASE)
 _SAYS_CHANGE = re.compile(r"change|percent|return", re.IGNORECASE)
+# Keys of what is said of an instrument; any other key is taken for an instrument's name.
+_FIELD = re.compile(
+    r"price|close|probabilit|outcome|resolution|resolve|change|percent|value|result|answer|event|news|note|hint|secret"
+    r"|text|move|direction|verdict|knowledge|facts",
+    re.IGNORECASE,
+)
 _VERDICTS = {"yes": "yes", "no": "no", "true": "yes", "false": "no"}
 _NAMED_BY = ("marketId", "questionId", "ticker", "symbol", "instrument", "question", "name", "id")
 
@@ -76,6 +82,10 @@ class Market:
             if path is not None:
                 seen += path.prices[:at]
                 of_history += self._prices(name, path, at)
+            if is_question:  # whoever sees the price of YES sees that of NO
+                seen += [
+                    1 - price for price in (path.prices[:at] if path else ()) or [row.get("open")] if finite(price)
+                ]
             seen += [change for first in (finite(row.get("open")),) for change in _change(first, now, is_question)]
             others += self._of_row(name, row, path, now, is_question, moment)
         return Told(Secrets(of_history), Secrets(others), sorted_figures(seen))
@@ -221,8 +231,7 @@ def _knowledge(value: Any, named: str | None, key: str) -> Iterator[Later]:
         own = next((str(value[name]) for name in _NAMED_BY if isinstance(value.get(name), str)), None)
         for name, one in value.items():
             if name not in _NAMED_BY:
-                plain = isinstance(one, dict | list) or own is not None
-                yield from _knowledge(one, own or (named if plain and named else name), name)
+                yield from _knowledge(one, own or (named if _FIELD.search(name) else name), name)
     elif isinstance(value, list):
         for one in value:
             yield from _knowledge(one, named, key)

@@ -5,7 +5,7 @@ what was in the text when it was recorded: a later price, a resolution, the word
 What the agent could see at that moment is no leak, whatever happened later.
 
 A figure with few digits meets a later price by chance. How likely that is, is known of every pair of a figure and a
-fact; a text in which many pairs are compared must agree in more digits.
+fact; where many pairs are compared, agreement takes more digits.
 """
 
 import math
@@ -18,10 +18,11 @@ from babylon_rl.groups.readings import Number, Reading, is_value, names_of, plai
 
 NEAR = 100  # letters between an instrument's name and what is said of it
 SHORTEST_TEXT = 20  # letters of a text that is looked for; a shorter one is met by chance
-# Pairs of an unexplained figure and a fact in one text. Up to FEW of them a pair may agree with probability LOOSE;
-# with more of them the text's probability of one that agrees by chance is kept at STRICT.
-FEW, LOOSE, STRICT = 60, 0.035, 0.005
-UNNAMED_DIGITS = 3  # of a figure that no name stands near; STRICT bounds it too
+# A pair of an unexplained figure and a fact agrees by chance with a probability that its digits and the fact's span
+# tell. In a text of up to FEW unexplained figures each pair may have the probability LOOSE; in one of more, those with
+# the most digits are looked at, until their probabilities sum up to STRICT; far from any name up to STRICTER.
+FEW, LOOSE, STRICT, STRICTER = 6, 0.035, 0.01, 0.001
+UNNAMED_DIGITS = 3  # of a figure that no name stands near; STRICTER bounds it too
 # What a figure is expected to lie within, whatever happens: an hour's moves of a price as a share of it, of a change as
 # a fraction, and of a probability.
 PRICE_SPAN, CHANGE_SPAN, PROBABILITY_SPAN = 0.06, 0.06, 0.5
@@ -60,6 +61,13 @@ class _Value(NamedTuple):
     what: str
     value: float
     span: float
+    percent: bool = False  # as a percentage without its sign
+
+
+class _Pair(NamedTuple):
+    chance: float  # of agreeing though neither tells of the other
+    number: Number
+    value: _Value
 
 
 class Secrets:
@@ -91,7 +99,20 @@ class Secrets:
             elif fact.at is not None:
                 self.times.append((fact.what, _spellings(fact.at)))
         self.names = tuple(dict.fromkeys((*told, *self.verdicts)))
+        self._ordered = sorted(self.values, key=lambda one: one.value)
+        self._order = [one.value for one in self._ordered]
         self.by_name = [list(told.get(name, {}).values()) for name in self.names]
+
+    def meets(self, number: Number) -> bool:
+        """Whether the figure is any of the facts', and not too coarse to tell."""
+        slack = 2 * number.step * (1 + 1e-9)
+        at = bisect_left(self._order, number.value - slack)
+        while at < len(self._order) and self._order[at] <= number.value + slack:
+            one = self._ordered[at]
+            if 3 * number.step <= LOOSE * one.span and is_value(number, one.value):
+                return True
+            at += 1
+        return False
 
 
 class Known:
@@ -169,42 +190,66 @@ def _values(fact: Later) -> Iterator[_Value]:
         price = abs(fact.price)
         if fact.instrument is not None and price <= 1:
             # JSON says 83.7 and calls it a percentage in the key, if at all.
-            yield from (_Value(fact.what, times * price, times * PROBABILITY_SPAN) for times in (1, 100))
+            yield _Value(fact.what, price, PROBABILITY_SPAN)
+            yield _Value(fact.what, 100 * price, 100 * PROBABILITY_SPAN, percent=True)
         else:
             yield _Value(fact.what, price, price if fact.instrument is None else PRICE_SPAN * price)
     if fact.change:
-        yield from (_Value(fact.what, times * abs(fact.change), times * CHANGE_SPAN) for times in (1, 100))
+        yield _Value(fact.what, abs(fact.change), CHANGE_SPAN)
+        yield _Value(fact.what, 100 * abs(fact.change), 100 * CHANGE_SPAN, percent=True)
 
 
 def _figures(reading: Reading, secrets: Secrets, known: Known, lenient: bool) -> Iterator[Leak]:
     unknown = known.unexplained(reading)
-    if not unknown:
+    if not any(secrets.meets(number) for number in unknown):
         return
     of_market = [number for number in unknown if not reading.is_own(number)]
     places = reading.places(secrets.names)
     starts = [place for place, _ in places]
     near = [(number, _near(number.place, places, starts)) for number in of_market]
-    pairs = [(n, v) for n, names in near for name in sorted(set(names)) for v in secrets.by_name[name]]
-    if len(pairs) > FEW:
+    pairs = _pairs(near, secrets)
+    few = len({number.place for number in of_market}) <= FEW
+    if not few:
         # Where much is said, a figure is said of the name right before it, or right after it.
         near = [(number, _beside(number.place, places, starts)) for number in of_market]
-        pairs = [(n, v) for n, names in near for name in sorted(set(names)) for v in secrets.by_name[name]]
-    yield from _agreeing(pairs, LOOSE if lenient or len(pairs) <= FEW else STRICT / len(pairs))
+        pairs = _pairs(near, secrets)
+    yield from _agreeing(pairs, math.inf if lenient or few else STRICT)
     # Far from any name, or of no instrument, only what chance does not make is told.
     far = [n for n, names in near if not names and n.digits >= UNNAMED_DIGITS]
-    pairs = [(n, v) for n in far for v in secrets.values]
+    pairs = [pair for n in far for value in secrets.values if (pair := _pair(n, value))]
     if secrets.loose:
         others = set(unknown) - set(far)
-        pairs += [(n, v) for n in others if n.digits >= UNNAMED_DIGITS for v in secrets.loose]
-    if pairs:
-        yield from _agreeing(pairs, STRICT if lenient else STRICT / len(pairs))
+        fine = [n for n in others if n.digits >= UNNAMED_DIGITS]
+        pairs += [pair for n in fine for value in secrets.loose if (pair := _pair(n, value))]
+    yield from _agreeing(pairs, STRICT if lenient else STRICTER)
 
 
-def _agreeing(pairs: Iterable[tuple[Number, _Value]], allowed: float) -> Iterator[Leak]:
-    for number, (what, value, span) in pairs:
-        if abs(number.value - value) <= 2.1 * number.step and is_value(number, value):
-            if 3 * number.step <= allowed * span:
-                yield Leak(what, number.found, number.place)
+def _pairs(near: Iterable[tuple[Number, Sequence[int]]], secrets: Secrets) -> list[_Pair]:
+    """Figures and the facts of the names that they may be said of."""
+    return [
+        pair
+        for number, names in near
+        for name in sorted(set(names))
+        for value in secrets.by_name[name]
+        if (pair := _pair(number, value))
+    ]
+
+
+def _pair(number: Number, value: _Value) -> _Pair | None:
+    """The pair, unless the figure is too far away to be taken for the fact by chance or otherwise."""
+    if value.percent and number.share or abs(number.value - value.value) > max(value.span, 2.1 * number.step):
+        return None
+    return _Pair(3 * number.step / value.span, number, value)
+
+
+def _agreeing(pairs: Iterable[_Pair], budget: float) -> Iterator[Leak]:
+    total = 0.0
+    for chance, number, value in sorted(pairs, key=lambda pair: pair.chance):
+        total += chance
+        if chance > LOOSE or total > budget:
+            return
+        if is_value(number, value.value):
+            yield Leak(value.what, number.found, number.place)
 
 
 def _near(place: int, places: Sequence[tuple[int, int]], starts: Sequence[int]) -> list[int]:

@@ -42,6 +42,8 @@ _OWN_AFTER = re.compile(
     r"|contracts?|followers|yesterday|ago|volume)\b"
 )
 _STAMP = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)[t ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?(?!\d)")
+# A date or a time of day, whose parts are no figures.
+_DATED = re.compile(r"\d{4}[-/]\d\d[-/]\d\d(?:[t _]+\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)?|\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?")
 _EPOCH = re.compile(r"\d{10,}")
 
 
@@ -170,8 +172,11 @@ def is_value(number: Number, value: float) -> bool:
 
 
 def _numbers(text: str) -> Iterator[Number]:
+    dated = {place for match in _DATED.finditer(text) for place in range(match.start(), match.end())}
     for match in _NUMBER.finditer(text):
         start = match.start()
+        if start in dated:
+            continue
         # Part of a word or of another number. The expression begins with a digit, which is found fast.
         if start and ((before := text[start - 1]) in ".,_" or before.isalnum()):
             continue
