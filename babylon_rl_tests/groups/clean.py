@@ -5,6 +5,8 @@ import math
 import random
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from babylon_rl.groups.hindsight_facts import Market
 from babylon_rl.market.actions import parse_action
 from babylon_rl.market.agents import make_agents
@@ -76,9 +78,7 @@ def simulated(seed: int, index: int, agents: int = 4) -> tuple[list[UsableTrajec
             model="m", system_prompt=system_prompt(), user_prompt=observation(world, agent), response="BUY",
             temperature=1.0, max_tokens=8, purpose="action",
         )  # fmt: skip
-        steps = [
-            Step(**{**{f: getattr(s, f) for f in Step.__struct_fields__}, "llm_calls": [call]}) for s in recorded.steps
-        ]
+        steps = [msgspec.structs.replace(step, llm_calls=[call]) for step in recorded.steps]
         runs.append(
             _run(recorded.trajectory_id, window_id, steps, settled.pnl, agent.capital + settled.pnl, recorded.end_time)
         )
@@ -179,3 +179,16 @@ class App:
         ]
         lines += ["Recent posts:", *chance.sample(posts, 3), "Answer yes or no, and with a size below $100."]
         return "\n".join(lines), {"tickers": shown, "positions": positions, "posts": posts}
+
+
+def altered(run: UsableTrajectory, call: LLMCall, at: int | None = None) -> UsableTrajectory:
+    """The run with another call in its first step, which was taken at another time."""
+    first, *others = run.steps
+    step = msgspec.structs.replace(first, llm_calls=[call], timestamp=first.timestamp if at is None else at)
+    return msgspec.structs.replace(run, steps=[step, *others])
+
+
+def asked(run: UsableTrajectory, text: str, at: int) -> UsableTrajectory:
+    """The run, had it been asked that at the time (epoch milliseconds)."""
+    (call,) = run.steps[0].llm_calls
+    return altered(run, msgspec.structs.replace(call, user_prompt=text), at)
