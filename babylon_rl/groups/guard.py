@@ -76,7 +76,7 @@ def _of_run(
             continue
         told, ahead, books = market.at(own.moment(at)), Secrets(own.later(at)), own.known(at)
         beside = () if shown is None else shown_figures(list(shown.get(step.step_number, ())))
-        seen, all_seen = Known(told.seen, books), Known(told.seen, books, beside)
+        seen, all_seen = Known(told.seen, dollars=books), Known(told.seen, beside, dollars=books)
         searches = ((told.of_history, seen), (told.others, all_seen), (ahead, all_seen), (of_row, all_seen))
         for call in step.llm_calls:
             for text in dict.fromkeys((call.system_prompt, call.user_prompt)):

@@ -21,7 +21,7 @@ SHORTEST_TEXT = 20  # letters of a text that is looked for; a shorter one is met
 # A pair of an unexplained figure and a fact agrees by chance with a probability that its digits and the fact's span
 # tell. In a text of up to FEW unexplained figures each pair may have the probability LOOSE; in one of more, those with
 # the most digits are looked at, until their probabilities sum up to STRICT; far from any name up to STRICTER.
-FEW, LOOSE, STRICT, STRICTER = 6, 0.035, 0.01, 0.001
+FEW, LOOSE, STRICT, STRICTER = 6, 0.15, 0.01, 0.001
 UNNAMED_DIGITS = 3  # of a figure that no name stands near; STRICTER bounds it too
 # What a figure is expected to lie within, whatever happens: an hour's moves of a price as a share of it, of a change as
 # a fraction, and of a probability.
@@ -116,16 +116,20 @@ class Secrets:
 
 
 class Known:
-    """Figures that explain a number in a text. `parts`: collections that are put together without being copied."""
+    """Figures that explain a number in a text. `parts`: collections that are put together without being copied.
 
-    def __init__(self, *parts: Collection[float]) -> None:
+    `dollars`: amounts of money, which explain no percentage.
+    """
+
+    def __init__(self, *parts: Collection[float], dollars: tuple[float, ...] = ()) -> None:
+        self._dollars = dollars
         self._parts = [part if isinstance(part, tuple) else sorted_figures(part) for part in parts if part]
         self._left: tuple[Reading, list[Number]] | None = None
 
     def explains(self, number: Number) -> bool:
         """Whether the number is one of them, as somebody may have rounded or cut it."""
         low, high = number.value - number.step * (1 + 1e-9), number.value + 2 * number.step * (1 + 1e-9)
-        for part in self._parts:
+        for part in self._parts if number.share else (*self._parts, self._dollars):
             at = bisect_left(part, low)
             while at < len(part) and part[at] <= high:
                 if is_value(number, part[at]):
