@@ -78,6 +78,21 @@ def dagster_imports(tree: ast.Module) -> list[str]:
     return [f"line {line}: {name}" for line, name in imported(list(ast.walk(tree))) if name.split(".")[0] in DAGSTER]
 
 
+# What is said of a run by whom knows how it ended: texts, views and scores, which no trained view may hold.
+JUDGES_VIEW = ("babylon_rl.scoring.judge", "babylon_rl.scoring.texts", "babylon_rl.scoring.seam")
+# Of a scorer its noise is asked for, and what it calls a run without a reward.
+NO_VIEW = {f"babylon_rl.scoring.seam.{name}" for name in ("scorer_of", "Scorer", "NO_CAPITAL")}
+
+
+def judges_views(tree: ast.Module) -> list[str]:
+    """Imports of the judge's view, also inside functions and for type checkers."""
+    return [
+        f"line {line}: {name}"
+        for line, name in imported(list(ast.walk(tree)))
+        if any(name == one or name.startswith(f"{one}.") for one in JUDGES_VIEW) and name not in NO_VIEW
+    ]
+
+
 def is_text_with_values(node: ast.AST) -> bool:
     """Whether the text is put together from values: an f-string, %, str.format, or + with something not a literal."""
     match node:
@@ -139,6 +154,13 @@ def test_only_the_shell_knows_dagster():
     assert not {name_of(path): found for path in outside if (found := dagster_imports(tree_of(path)))}
 
 
+def test_groups_and_training_know_nothing_of_the_judges_view():
+    trained = [path for path in MODULES if room_of(path) in ("groups", "training")]
+    assert len(trained) > 20 and not {
+        name_of(path): found for path in trained if (found := judges_views(tree_of(path)))
+    }
+
+
 def test_every_module_says_what_belongs_in_it():
     modules = [*MODULES, *(PACKAGE.parent / "migrations").rglob("*.py")]
     assert not [path.name for path in modules if path.stat().st_size and not ast.get_docstring(tree_of(path))]
@@ -156,6 +178,8 @@ def test_sql_takes_parameters_and_is_never_put_together_from_values():
         (heavy_imports, "try:\n import torch.nn\nexcept ImportError: pass", "def f():\n import torch"),
         (heavy_imports, "class A:\n from art import x", "if TYPE_CHECKING:\n import art"),
         (dagster_imports, "def f():\n from dagster import asset", "import pandas"),
+        (judges_views, "def f():\n from babylon_rl.scoring.judge import view", "import babylon_rl.scoring.features"),
+        (judges_views, "from babylon_rl.scoring.seam import RunText", "from babylon_rl.scoring.seam import scorer_of"),
         (built_sql, "c.execute(f'SELECT {x}')", "c.execute('SELECT %s', (f'{x}',))"),
         (built_sql, "q = 'SELECT ' + f'{x}'\nc.execute(q)", "q = 'SELECT ' + 'x'\nc.execute(q)"),
         (built_sql, "c.execute('SELECT %s' % x)", "c.execute(sql.SQL('{}').format(x))"),

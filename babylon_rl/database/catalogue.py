@@ -222,3 +222,13 @@ def _expected(table: str, column: str) -> str:
         (JSONB, "jsonb"),
     )
     return next(said for base, said in families if isinstance(kind, base))
+
+
+def readable_columns(connection: psycopg.Connection, table: str) -> frozenset[str]:
+    """Columns of a table (as the search path finds it, or with its schema) that may be selected; none without it."""
+    query = """
+        SELECT a.attname FROM pg_attribute a
+        WHERE a.attrelid = to_regclass(%(table)s) AND a.attnum > 0 AND NOT a.attisdropped
+            AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
+    """
+    return frozenset(name for (name,) in connection.execute(query, {"table": table}))

@@ -16,7 +16,7 @@ from babylon_rl.groups.advantages import SPREAD_TOLERANCE, centred_twice, has_sp
 from babylon_rl.groups.baselines import AgentHistory, Identity, of_members
 from babylon_rl.groups.dropout import choose
 from babylon_rl.groups.health import window_alarms
-from babylon_rl.groups.leaks import Leak
+from babylon_rl.groups.leaks import Leak, told
 from babylon_rl.groups.statuses import AGENT_BIAS, NO_SPREAD, NOT_READY, TOO_FEW_MEMBERS, TRAINABLE
 from babylon_rl.groups.trained_view import (
     Decision,
@@ -267,8 +267,9 @@ def _members(
     for trajectory_id in sorted(rows.keys() | trajectories.keys()):
         row, trajectory = rows.get(trajectory_id), trajectories.get(trajectory_id)
         agent_id = str(row["agent_id"]) if row else trajectory.agent_id if trajectory else ""
-        found = leaks.get(trajectory_id)
-        made = f"leak: {found[0].what} ({found[0].found!r})" if found else _member(row, trajectory)
+        made = _member(row, trajectory)
+        if isinstance(made, Member) and leaks.get(trajectory_id):
+            made = told(leaks[trajectory_id])
         if isinstance(made, Member):
             members.append(made)
         else:

@@ -1,5 +1,6 @@
-"""What is looked for in stored groups and snapshots: whether they are, byte for byte, what was recorded and named."""
+"""What is looked for in stored groups and snapshots: whether they are what was recorded and named, and hold no leak."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ import psycopg
 from babylon_rl.database.bulk import read_frame, stream_rows
 from babylon_rl.database.connect import Recordings
 from babylon_rl.database.history import current_rows
-from babylon_rl.database.tables import art_groups
+from babylon_rl.database.tables import art_groups, scored_trajectories
 from babylon_rl.errors import TrainingError
+from babylon_rl.groups.leaks import told
+from babylon_rl.groups.searching import LeakGuard
 from babylon_rl.groups.statuses import TRAINABLE
 from babylon_rl.groups.trained_view import Group, canonical_json, check_verbatim, decode_group, digest_of
 from babylon_rl.recording.reader import RangeReader
@@ -87,3 +90,37 @@ def rebuilt_id(content: str) -> str:
         return hashlib.sha256(canonical_json(typed).encode()).hexdigest()
     except (msgspec.ValidationError, ValueError) as error:
         raise TrainingError(f"the content is no snapshot: {error}") from None
+
+
+def left_out_for_leaks(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd.DataFrame:
+    """Runs that their windows' groups leave out for a leak: window_id, leaks (how many runs), reason (the first's)."""
+    query = """
+        SELECT g.window_id, count(*), min(one->>'reason')
+        FROM babylon_rl.art_groups g CROSS JOIN LATERAL jsonb_array_elements(g.left_out) one
+        WHERE g.window_id = ANY(%s) AND g.superseded_at IS NULL AND starts_with(one->>'reason', 'leak: ')
+        GROUP BY g.window_id ORDER BY g.window_id
+    """
+    rows = connection.execute(query, (list(window_ids),)).fetchall()
+    return pd.DataFrame(rows, columns=["window_id", "leaks", "reason"])
+
+
+def leaking_groups(recordings: Recordings, window_ids: Sequence[str]) -> pd.DataFrame:
+    """Stored groups with a member that leaks, by what is known today: window_id, trajectory_id, what.
+
+    What was learned since a group was built may show it: a question resolved, a judge wrote.
+    """
+    columns = art_groups.c
+    statement = current_rows(art_groups, window_ids).with_only_columns(columns.window_id, columns.group)
+    reader, guard = RangeReader(recordings, window_ids, used=True), LeakGuard(recordings, window_ids)
+    scored = read_frame(recordings.ours, current_rows(scored_trajectories, window_ids))
+    scores = dict(iter(scored.groupby("window_id"))) if len(scored) else {}
+    found = []
+    for window_id, stored in stream_rows(recordings.ours, statement, batch=20):
+        members = {member["trajectory_id"] for member in stored["members"]}
+        if members:
+            recorded = reader.trainable(window_id)
+            rows = scores.get(window_id, scored.iloc[:0]).to_dict("records")
+            runs = [run for run in recorded.usable if run.trajectory_id in members]
+            leaks = guard.leaks(dataclasses.replace(recorded, usable=runs), rows)
+            found += [(window_id, name, told(leaks[name])) for name in sorted(leaks)]
+    return pd.DataFrame(found, columns=["window_id", "trajectory_id", "what"])

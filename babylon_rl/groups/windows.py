@@ -17,6 +17,7 @@ from babylon_rl.groups.advantages import SPREAD_TOLERANCE
 from babylon_rl.groups.baselines import COLUMNS as OBSERVED
 from babylon_rl.groups.baselines import HISTORY_HOURS, REWARDED, AgentHistory, hour_of
 from babylon_rl.groups.build import COLUMNS, GroupSettings, build_group
+from babylon_rl.groups.searching import LeakGuard
 from babylon_rl.recording.reader import RangeReader
 from babylon_rl.scoring.seam import Scorer, scorer_of
 from babylon_rl.settings import Settings, get_settings
@@ -47,21 +48,23 @@ def group_windows(
     with database.recordings() as recordings:
         waiting = waiting_for(recordings.ours, EARLIER, window_ids)
         history = AgentHistory(_observed(recordings, window_ids, scored))
-        reader = RangeReader(recordings, window_ids)
+        reader, guard = RangeReader(recordings, window_ids), LeakGuard(recordings, window_ids)
 
         def build(window_id: str) -> dict[str, Any]:
             if window_id not in by_id:
                 raise EmptyWindowError(
                     f"Window {window_id} is not materialized yet: materialize windows before art_groups."
                 )
-            own, verdict = scores.get(window_id, scored.iloc[:0]), verdicts.get(window_id)
+            recorded, own = reader.trainable(window_id), scores.get(window_id, scored.iloc[:0])
+            verdict = verdicts.get(window_id)
             return build_group(
                 by_id[window_id],
-                reader.trainable(window_id),
+                recorded,
                 own,
                 settings=made_with,
                 verdict=verdict,
                 history=history,
+                leaks=guard.leaks(recorded, own.to_dict("records")),
                 tolerance=tolerance_for(scorers.get(own["scorer"].iloc[0]) if len(own) else None, verdict, settings),
             )
 

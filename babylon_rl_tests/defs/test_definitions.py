@@ -29,6 +29,7 @@ def test_only_corruption_blocks():
         ("windows", "trajectories_accounted_for"),
         ("scored_trajectories", "rewards_are_finite"),
         ("art_groups", "trained_text_is_recorded"),
+        ("art_groups", "stored_groups_hold_no_leak"),
         ("trained_checkpoints", "snapshot_rebuilds"),
         ("trained_checkpoints", "weights_match"),
     }
@@ -39,6 +40,7 @@ def test_only_corruption_blocks():
         ("judge_calibration", "judge_holds_its_floors"),
         ("art_groups", "group_is_trainable"),
         ("art_groups", "agents_act"),
+        ("art_groups", "no_leaks"),
         ("trained_checkpoints", "learning_is_steady"),
         *((asset, "all_windows_computed") for asset in ASSETS),
         *((asset, "rows_are_current") for asset in ASSETS[2:]),

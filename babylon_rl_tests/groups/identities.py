@@ -10,7 +10,7 @@ from babylon_rl.groups.baselines import AgentHistory
 from babylon_rl.windows import shift_window
 
 FIRST = "2026-01-05T00:00"
-SCORER, VERSION = "alpha", "1"
+SCORER, VERSION = "alpha", "2"
 
 
 class Played(NamedTuple):

@@ -6,8 +6,10 @@ import pytest
 from babylon_rl.database.tables import metadata
 from babylon_rl.errors import SettingsError, TrainingError
 from babylon_rl.groups.build import build_group, trainable_groups
+from babylon_rl.groups.leaks import Leak
 from babylon_rl.groups.trained_view import (
     Decision,
+    Group,
     Member,
     VerbatimError,
     check_verbatim,
@@ -15,7 +17,9 @@ from babylon_rl.groups.trained_view import (
     digest_of,
     encode_group,
 )
+from babylon_rl.scoring.judge.view import JudgedRun
 from babylon_rl.scoring.scorers import score_window
+from babylon_rl.scoring.seam import RunText, Score
 from babylon_rl.scoring.values import squash
 from babylon_rl_tests.scoring import made
 
@@ -109,6 +113,31 @@ def test_the_trained_view_has_no_field_for_what_came_after_the_decision():
     value["members"][0]["decisions"][0]["outcome"] = "ACME closed at +5 %"
     with pytest.raises(TrainingError, match="outcome"):
         decode_group(value)
+
+
+def test_only_a_trained_view_can_enter_a_group():
+    """The judge's view and the trained view share no type: none is taken for the other, and no field is left over."""
+    assert set(Group.__struct_fields__) == {"window_id", "scorer", "scorer_version", "members"}
+    assert {field.type for field in msgspec.structs.fields(Group)} == {str, list[Member]}
+    assert {field.type for field in msgspec.structs.fields(Member) if field.name == "decisions"} == {list[Decision]}
+    text = RunText(trajectory_id="a", agent_id="a", goal="Win.", decisions=["Saw: x"], actions=["BUY"])
+    shown = JudgedRun(trajectory_id="a", goal="Win.", capital=1.0, decisions=["Saw: x"])
+    for other in (text, shown, Score(0.5, {}, "It was right.")):
+        for group in ({"members": [other]}, {"members": [{"decisions": [other]}]}):
+            with pytest.raises(TrainingError, match="not a trained view"):
+                decode_group(msgspec.to_builtins({"window_id": "w", "scorer": "s", "scorer_version": "1", **group}))
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(other, Decision, from_attributes=True)
+
+
+def test_a_run_that_leaks_is_left_out_with_a_reason_that_tells_little_of_the_text():
+    scored = score_window(three(), made.outcomes())
+    found = {"a": [Leak("close of ACME", "1" * 500, 3), Leak("change of ACME", "5 %", 9)]}
+    row = build_group(READY, three(), scored, leaks=found)
+    assert [member["trajectory_id"] for member in row["group"]["members"]] == ["b", "c"]
+    (left,) = row["left_out"]
+    assert left["reason"].startswith("leak: close of ACME: '111") and left["reason"].endswith("and 1 more")
+    assert len(left["reason"]) < 120
 
 
 TAMPERED = {

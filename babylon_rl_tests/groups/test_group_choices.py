@@ -14,6 +14,7 @@ from babylon_rl.groups.build import GroupSettings, build_group
 from babylon_rl.groups.leaks import Leak
 from babylon_rl.groups.trained_view import decode_group, digest_of
 from babylon_rl.groups.windows import tolerance_for
+from babylon_rl.scoring.alpha import ALPHA
 from babylon_rl.scoring.scorers import score_window
 from babylon_rl.scoring.seam import Scorer
 from babylon_rl.settings import Settings
@@ -132,7 +133,7 @@ def test_where_the_judge_is_set_aside_the_group_is_alphas():
     assert row["scorer"] == "alpha" and row["judge_verdict"] == "set_aside"
     assert "the judge m is set aside: it agrees with nothing; rewards are alpha's" in row["reason"]
     assert advantages(row) == advantages(alpha) and row["reward_spread"] == alpha["reward_spread"]
-    assert decode_group(row["group"]).scorer_version == "1"
+    assert decode_group(row["group"]).scorer_version == ALPHA.version
     assert "9.0" not in str(row["group"])
 
 
@@ -156,7 +157,7 @@ def test_a_run_without_alphas_reward_cannot_take_the_judges_place():
 # --- who the agent is ------------------------------------------------------------------------------------
 
 
-def history_of(levels, hours=40, scorer="alpha", version="1", seed=0):
+def history_of(levels, hours=40, scorer="alpha", version=ALPHA.version, seed=0):
     """Earlier windows in which agents earned their levels, with noise, and what the market gave to all."""
     stream = random.Random(seed)
     rows = []

@@ -4,6 +4,8 @@ import random
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from babylon_rl.groups.leaks import Later, leaks
 
@@ -95,3 +97,20 @@ def test_false_alarms_are_rare_where_prices_walk():
         text = f"Cash ${balance:,.2f}. " + " ".join(f"{name} stands at {price:.2f}." for name, price in now.items())
         alarms += bool(leaks(text, later, [*now.values(), balance]))
     assert alarms < prompts // 100
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([
+    "9" * 400, "1e99", "0." + "0" * 400 + "1", "1,2.3'4 5_6", "\u0663\u0664\u0665", "ACME", "2025-13-99t99:99:99",
+    "99999999999999", "2025-01-15 10:59:61", "resolved", "yes", "\x00", "\ud800", "%", "\u00b2", "q-77", " ", "\n", ":",
+])).map("".join) | st.text())  # fmt: skip
+def test_whatever_a_text_holds_it_can_be_searched(text):
+    assert all(leak.what in {fact.what for fact in ALL} for leak in leaks(text, ALL, [1.0]))
+
+
+@pytest.mark.parametrize("text", [
+    "q-77 resolves YES if it rains.", "Answer q-77 with YES or NO.", "q-77 outcomes: Yes 52%, No 48%",
+    '{"id": "q-77", "resolved": true}', "q-77 settles yes/no",
+])  # fmt: skip
+def test_rules_choices_prices_and_states_are_no_verdicts(text):
+    assert leaks(text, [YES]) == []

@@ -2,7 +2,13 @@
 
 from babylon_rl.defs.checks.results import Check, all_windows_computed, checks_of, in_ours, rows_are_current
 from babylon_rl.groups.advantages import SPREAD_TOLERANCE
-from babylon_rl.groups.verification import alarming, altered_groups, not_trainable
+from babylon_rl.groups.verification import (
+    alarming,
+    altered_groups,
+    leaking_groups,
+    left_out_for_leaks,
+    not_trainable,
+)
 from babylon_rl.outcomes.windows import provisional
 from babylon_rl.recording.accounting import not_ready, unaccounted
 from babylon_rl.scoring.verification import not_finite, set_aside, without_spread
@@ -91,6 +97,21 @@ ART_GROUPS = (
         altered_groups,
         "The stored rows were changed: do not train on them. Materialize art_groups of these windows again, and find "
         "out who writes to babylon_rl.art_groups.",
+        corruption=True,
+    ),
+    Check(
+        "no_leaks",
+        "No run's prompts held what became known only after its decisions.",
+        in_ours(left_out_for_leaks),
+        "These runs are left out of training; `left out` in the asset's metadata says what was found. Find out what "
+        "put it into the prompts when they were recorded: whoever traded on it was shown the future.",
+    ),
+    Check(
+        "stored_groups_hold_no_leak",
+        "By what is known today, no member of a stored group was shown what became known only after its decisions.",
+        leaking_groups,
+        "Something was learned of these windows after their groups were built. Materialize art_groups of them again; "
+        "it leaves such runs out.",
         corruption=True,
     ),
     all_windows_computed("art_groups"),
