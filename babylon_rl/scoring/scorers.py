@@ -9,9 +9,11 @@ import msgspec
 import pandas as pd
 
 from babylon_rl.errors import RecordingError
+from babylon_rl.scoring import blend
 from babylon_rl.scoring.alpha import ALPHA
 from babylon_rl.scoring.features import Features, features, market_of
 from babylon_rl.scoring.heuristic import HEURISTIC
+from babylon_rl.scoring.judge import ruler
 from babylon_rl.scoring.seam import Runs, RunText, Score, Scorer, scorer_of
 from babylon_rl.scoring.texts import run_text
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 # Those that come with this package; importing their modules registers them.
 OURS = (ALPHA, HEURISTIC)
+OURS_BY_SETTINGS = (ruler.NAME, blend.NAME)
 
 COLUMNS = (
     "window_id",
