@@ -1,13 +1,16 @@
 """What judging costs: estimated before a judge is asked, counted after, and stopped where a run's budget ends.
 
-An estimate is meant to be too high. Tokenizers in use make a token of four letters of English and of two to three of
-ids, figures and JSON, and of one to two bytes of other scripts; a token is counted for every two bytes of UTF-8. Of the
-answer all that the judge is allowed to write is counted.
+An estimate is meant to be too high. Byte-level tokenizers make a token of about four letters of English; figures and
+signs may be a token each, and of other scripts each byte of UTF-8. So two letters or spaces are counted as a token, and
+so is each other byte; of the answer, all that the judge is allowed to write.
 """
+
+import re
 
 from babylon_rl.errors import ScoringError, SettingsError
 
-BYTES_PER_TOKEN = 2
+LETTERS_PER_TOKEN = 2
+_LETTERS = re.compile("[A-Za-z ]")
 TOKENS_PER_MESSAGE = 16  # what a chat template puts around one
 
 
@@ -17,7 +20,9 @@ class BudgetError(ScoringError):
 
 def prompt_tokens(text: str) -> int:
     """Tokens of a prompt at most, by the assumption above."""
-    return -(-len(text.encode()) // BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE
+    others = _LETTERS.sub("", text)
+    letters = len(text) - len(others)
+    return -(-letters // LETTERS_PER_TOKEN) + len(others.encode()) + TOKENS_PER_MESSAGE
 
 
 class Prices:
