@@ -2,8 +2,8 @@
 
 import pytest
 
+from babylon_rl.scoring.judge.attacks import ATTACKS, HONEST
 from babylon_rl.scoring.judge.injection import SIGNS, signs_of_injection
-from babylon_rl_tests.scoring.judge.attacks import ATTACKS, HONEST
 
 
 def test_the_corpus_is_as_large_as_it_says():

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from babylon_rl.errors import ScoringError, SettingsError
+from babylon_rl.scoring.judge.attacks import ATTACKS
 from babylon_rl.scoring.judge.fence import unfence
 from babylon_rl.scoring.judge.view import (
     LONGEST_RUN,
@@ -17,7 +18,6 @@ from babylon_rl.scoring.judge.view import (
     prompt_of,
     rubric_of,
 )
-from babylon_rl_tests.scoring.judge.attacks import ATTACKS
 
 TRUTH = ["ACME: 100.00 to 103.00, +3.0 %", "q-77: resolved YES"]
 HINDSIGHT, PROCESS = Question.HINDSIGHT, Question.PROCESS

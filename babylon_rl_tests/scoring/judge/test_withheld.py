@@ -6,6 +6,7 @@ import pytest
 from babylon_rl.market.agents import make_agents
 from babylon_rl.market.observation import observation, system_prompt
 from babylon_rl.market.world import make_window
+from babylon_rl.scoring.judge.attacks import ATTACKS, HONEST
 from babylon_rl.scoring.judge.evidence import evidence_of, plain_action, truth_of
 from babylon_rl.scoring.judge.fence import Entry
 from babylon_rl.scoring.judge.injection import signs_of_injection
@@ -13,7 +14,6 @@ from babylon_rl.scoring.judge.ruler import make_ruler
 from babylon_rl.scoring.judge.view import Question, prompt_of
 from babylon_rl.settings import Settings
 from babylon_rl_tests.scoring import made
-from babylon_rl_tests.scoring.judge.attacks import ATTACKS, HONEST
 from babylon_rl_tests.scoring.judge.judge_server import by_actions, scripted_judge
 from babylon_rl_tests.scoring.judge.shown import by_id, run, window_of
 

@@ -1,4 +1,7 @@
-"""Texts by which an agent tries to be scored higher, and texts of agents that only trade."""
+"""Texts by which an agent tries to be scored higher, and texts of agents that only trade.
+
+The guard is tested on all of them, and `babylon-rl bench injection` measures what they do to a model that judges.
+"""
 
 import itertools
 
