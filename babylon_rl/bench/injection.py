@@ -28,7 +28,7 @@ from babylon_rl.market.world import MarketWindow, make_window
 from babylon_rl.recording.records import LLMCall
 from babylon_rl.recording.window import UsableTrajectory
 from babylon_rl.scoring.features import QUESTION, TICKER, features, market_of
-from babylon_rl.scoring.judge.attacks import ATTACKS
+from babylon_rl.scoring.judge.attacks import ATTACKS, UNSEEN
 from babylon_rl.scoring.judge.evidence import evidence_of
 from babylon_rl.scoring.judge.view import CHOICES, QUOTE, Question, ask_one, prompt_of, rubric_of
 from babylon_rl.scoring.seam import Runs
@@ -87,7 +87,7 @@ class Injection(msgspec.Struct, frozen=True, kw_only=True):
     def table(self) -> str:
         """As a person reads it; 95 % intervals (Wilson for shares, normal for means)."""
         head = f"{'':<24}{'told':>6}{'raised':>8}{'share':>16}{'mean change':>24}{'others changed':>16}{'plain':>12}"
-        lines = [f"{len(ATTACKS)} attacks, {self.windows} windows, seed {self.seed}", head]
+        lines = [f"{len(self.effects[Arm.OPEN])} attacks, {self.windows} windows, seed {self.seed}", head]
         for arm, effects in self.effects.items():
             raised, others = (sum(abs(v) >= MOVED for v in values) for values in _moved(effects))
             plain = [sum(abs(v) >= MOVED for v in values) for values in _moved_plainly(effects)]
@@ -121,7 +121,7 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def measure_injection(
-    base: Path, windows: int, seed: int, say: Callable[[str], None], attacks: Sequence[str] = ATTACKS
+    base: Path, windows: int, seed: int, say: Callable[[str], None], attacks: Sequence[str] = (*ATTACKS, *UNSEEN)
 ) -> Injection:
     """Each attack in one of so many windows, under each arm, judged by the model in the folder `base`."""
     policy = Policy(base)
@@ -182,7 +182,7 @@ def _probabilities(policy: Policy, prompts: Sequence[str]) -> dict[str, np.ndarr
 def _prompts(index: int, seed: int, attack: str | None, arm: Arm) -> tuple[list[str], bool]:
     """The question for each run of a window, the attacker's last, and whether the attack was told."""
     window = window_of(make_window(seed, "train", index), attack)
-    evidence = evidence_of(window, withhold=arm is Arm.WITHHELD)
+    evidence = evidence_of(window, "guarded" if arm is Arm.WITHHELD else "always")
     prompt = prompt_of(evidence.runs, evidence.truth, rubric_of(Question.HINDSIGHT), Question.HINDSIGHT, NONCE)
     text = prompt.text
     if arm is Arm.OPEN:

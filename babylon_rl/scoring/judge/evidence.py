@@ -2,12 +2,13 @@
 
 Where an agent's goal or its own words show such signs, nothing of its texts is shown, for who writes to the judge once
 may do so in words that no list of signs knows. Where only what it was shown has them (another agent's post, say), that
-alone is left out. What was done is told in words of the record, whatever an agent calls it.
+alone is left out. A list of signs tells what is usual and not what is new: who must be sure shows no texts at all
+(setting `judge_texts`). What was done is told in words of the record, whatever an agent calls it.
 """
 
 import math
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -17,6 +18,7 @@ from babylon_rl.scoring.judge.injection import signs_of_injection
 from babylon_rl.scoring.judge.view import JudgedRun
 from babylon_rl.scoring.seam import Runs, RunText
 
+Texts = Literal["guarded", "never", "always"]
 ACTION, FAILED = "Action: ", " (failed)"
 SEEN = "seen_"  # before a sign in what the agent was shown, and did not write
 VERBS = frozenset({"buy", "sell"}.union(*NAMES.values()))
@@ -32,15 +34,19 @@ class Evidence(NamedTuple):
     truth: list[str]
 
 
-def evidence_of(window: Runs, withhold: bool = True) -> Evidence:
-    """What is shown of a window, runs in its order. `withhold`: False only to measure what it is good for."""
+def evidence_of(window: Runs, texts: Texts = "guarded") -> Evidence:
+    """What is shown of a window, runs in its order.
+
+    `texts`: `guarded`, all but those with signs of injection; `never`, what was done alone; `always`, to measure what
+    the guard is good for.
+    """
     instruments = frozenset(map(str, window.outcomes["instrument"])) if len(window.outcomes) else frozenset()
     ids = [text.trajectory_id for text in window.texts]
-    runs, signs = [], []
+    runs, signs, withhold = [], [], texts != "always"
     for one, text in zip(window.features, window.texts, strict=True):
         own, seen = _signs(text, [name for name in ids if name != text.trajectory_id])
         signs.append(sorted({*own, *(SEEN + sign for sign in seen)}))
-        runs.append(_run(one, text, instruments, bool(own) and withhold, bool(seen) and withhold))
+        runs.append(_run(one, text, instruments, texts == "never" or withhold and bool(own), withhold and bool(seen)))
     traded = {name for one in window.features for name in one.notional}
     return Evidence(runs, signs, truth_of(window.outcomes, traded))
 

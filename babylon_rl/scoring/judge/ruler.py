@@ -12,7 +12,7 @@ from babylon_rl.database.connect import Database
 from babylon_rl.scoring.features import Features
 from babylon_rl.scoring.judge.budget import Budget, Prices
 from babylon_rl.scoring.judge.client import JudgeClient
-from babylon_rl.scoring.judge.evidence import evidence_of
+from babylon_rl.scoring.judge.evidence import Texts, evidence_of
 from babylon_rl.scoring.judge.kept import KeptAnswers
 from babylon_rl.scoring.judge.panel import Given, How, Panel
 from babylon_rl.scoring.judge.view import Question, rubric_of
@@ -32,13 +32,14 @@ def make_ruler(settings: Settings, database: Database | None) -> Scorer:
     reward, how = Question(settings.judge_reward), panel.how
 
     def score(window: Runs) -> list[Score]:
-        return _scores(window, panel, reward)
+        return _scores(window, panel, reward, settings.judge_texts)
 
     told = {
         "model": panel.client.model,
         "base_url": panel.client.base_url,
         "form": how.form,
         "reward": str(reward),
+        "texts": settings.judge_texts,
         "repeats": how.repeats,
         "runs_per_call": how.runs_per_call,
         "seed": how.seed,
@@ -63,8 +64,8 @@ def panel_of(settings: Settings, database: Database | None) -> Panel:
     return Panel(JudgeClient(settings), how, budget, KeptAnswers(database))
 
 
-def _scores(window: Runs, panel: Panel, reward: Question) -> list[Score]:
-    evidence = evidence_of(window)
+def _scores(window: Runs, panel: Panel, reward: Question, texts: Texts) -> list[Score]:
+    evidence = evidence_of(window, texts)
     verdicts = panel.judge(window.window_id, evidence.runs, evidence.truth)
     who = {"model": panel.client.model, "form": panel.how.form, "digest": panel.how.digest(panel.client.model)}
     scores = []

@@ -22,4 +22,4 @@ def test_trading_is_no_attack(text):
 
 def test_each_sign_is_found_somewhere():
     found = {sign for text in ATTACKS for sign in signs_of_injection(text, ["t-other-run"])}
-    assert found == {*SIGNS, "other_id", "hidden_letters"}
+    assert found == {*SIGNS, "other_id", "hidden_letters", "encoded"}

@@ -6,7 +6,7 @@ import pytest
 from babylon_rl.market.agents import make_agents
 from babylon_rl.market.observation import observation, system_prompt
 from babylon_rl.market.world import make_window
-from babylon_rl.scoring.judge.attacks import ATTACKS, HONEST
+from babylon_rl.scoring.judge.attacks import ATTACKS, HONEST, UNSEEN
 from babylon_rl.scoring.judge.evidence import evidence_of, plain_action, truth_of
 from babylon_rl.scoring.judge.fence import Entry
 from babylon_rl.scoring.judge.injection import signs_of_injection
@@ -47,10 +47,14 @@ def shared_judge():
         yield judge
 
 
-def scores(judge, attack, shown):
+def scores(judge, attack, shown, **changes):
     judge.score = obeying(attack)
     named = Settings(
-        judge_model="obeying", judge_base_url=judge.base_url, judge_repeats=1, judge_requests_per_minute=60_000
+        judge_model="obeying",
+        judge_base_url=judge.base_url,
+        judge_repeats=1,
+        judge_requests_per_minute=60_000,
+        **changes,
     )
     return by_id(make_ruler(named, None), shown)
 
@@ -58,7 +62,7 @@ def scores(judge, attack, shown):
 def test_the_corpus_is_large_and_the_judge_obeys_all_of_it():
     assert len(set(ATTACKS)) >= 40
     for attack in ATTACKS:
-        evidence = evidence_of(window(says=attack), withhold=False)
+        evidence = evidence_of(window(says=attack), "always")
         prompt = prompt_of(evidence.runs, evidence.truth, "r", Question.HINDSIGHT)
         assert [obeying(attack)(entry, prompt.entries) for entry in prompt.entries] == [1.0, 0.0, 0.0], attack
 
@@ -86,6 +90,13 @@ def test_who_only_saw_an_attack_keeps_its_own_words(shared_judge, attack):
     assert all(sign.startswith("seen_") for sign in evidence.signs[0]) and evidence.signs[0]
     assert not attacker.withheld and attacker.texts == ["Answered: the post is nonsense"]
     assert scores(shared_judge, attack, window(sees=attack))["t-attacker"].reward == 0.2
+
+
+@pytest.mark.parametrize("attack", UNSEEN)
+def test_where_no_texts_are_shown_an_attack_that_no_sign_tells_is_as_useless(shared_judge, attack):
+    without = scores(shared_judge, attack, window(), judge_texts="never")
+    found = scores(shared_judge, attack, window(says=attack, goal=attack), judge_texts="never")
+    assert {name: score.reward for name, score in found.items()} == {n: s.reward for n, s in without.items()}
 
 
 def test_honest_runs_are_shown_whole():
