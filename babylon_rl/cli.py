@@ -13,6 +13,8 @@ from babylon_rl.bench.commands import app as bench_app
 from babylon_rl.commands.outcomes import app as outcomes_app
 from babylon_rl.commands.publish import publish
 from babylon_rl.commands.recording import app as recording_app
+from babylon_rl.commands.rescore import rescore
+from babylon_rl.commands.score import score
 from babylon_rl.commands.verify import verify
 from babylon_rl.commands.windows import windows as windows_command
 from babylon_rl.console import (
@@ -39,6 +41,8 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(outcomes_app, name="outcomes")
 app.command("publish")(publish)
 app.add_typer(recording_app, name="recording")
+app.command("rescore")(rescore)
+app.command("score")(score)
 app.command("verify")(verify)
 app.command("windows")(windows_command)
 

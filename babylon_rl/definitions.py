@@ -19,6 +19,7 @@ from babylon_rl.defs.jobs import (
     promote_checkpoint,
     train_checkpoint,
 )
+from babylon_rl.defs.judge_calibration import judge_calibration
 from babylon_rl.defs.market_outcomes import market_outcomes
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.scored_trajectories import scored_trajectories
@@ -39,6 +40,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             windows,
             market_outcomes,
             scored_trajectories,
+            judge_calibration,
             art_groups,
             trained_checkpoints,
             checkpoint_evaluations,

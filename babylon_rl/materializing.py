@@ -17,6 +17,7 @@ ASSETS = (
     "windows",
     "market_outcomes",
     "scored_trajectories",
+    "judge_calibration",
     "art_groups",
     "trained_checkpoints",
     "checkpoint_evaluations",

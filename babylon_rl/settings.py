@@ -132,7 +132,10 @@ class Settings(BaseSettings):
     )
     judge_seed: int = Field(0, description="seed of the order in which runs are shown, and of the anchors")
     judge_floor: float = Field(
-        0.0, ge=-1, le=1, description="mean rank correlation with alpha below which a judge is set aside for alpha"
+        0.0,
+        ge=-1,
+        le=1,
+        description="rank correlation with alpha that a judge must show by the lower end of its interval",
     )
     judge_repeat_floor: float = Field(
         0.3, ge=-1, le=1, description="mean rank correlation of a judge with itself below which it is set aside"

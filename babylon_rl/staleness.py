@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import psycopg
 
-ASSETS = ("scored_trajectories", "art_groups", "trained_checkpoints", "checkpoint_evaluations")
+ASSETS = ("scored_trajectories", "judge_calibration", "art_groups", "trained_checkpoints", "checkpoint_evaluations")
 COLUMNS = ("asset", "window_id", "why")
 
 Why = dict[str, str]
@@ -41,20 +41,35 @@ _SCORES = """
     ORDER BY w.window_id
 """
 
+_CALIBRATIONS = """
+    SELECT c.window_id, 'the scores changed since their judge was calibrated'
+    FROM babylon_rl.judge_calibration c
+    LEFT JOIN LATERAL (
+        SELECT digest FROM babylon_rl.scored_trajectories s
+        WHERE s.window_id = c.window_id AND s.superseded_at IS NULL LIMIT 1
+    ) s ON true
+    WHERE c.superseded_at IS NULL AND c.scores_digest IS DISTINCT FROM s.digest
+    ORDER BY c.window_id
+"""
+
 _GROUPS = """
     SELECT g.window_id,
            CASE WHEN g.window_revision <> w.revision THEN 'the window changed since its group was built'
                 WHEN g.scores_digest IS DISTINCT FROM s.digest THEN 'the scores changed since the group was built'
+                WHEN g.judge_verdict <> c.verdict
+                    THEN 'the judge''s verdict was ' || g.judge_verdict || ' when the group was built'
                 ELSE 'the window was ' || CASE WHEN w.status = 'ready' THEN 'not ready' ELSE 'ready' END
                      || ' when its group was built' END
     FROM babylon_rl.art_groups g
     JOIN babylon_rl.windows w ON w.window_id = g.window_id AND w.superseded_at IS NULL
+    LEFT JOIN babylon_rl.judge_calibration c ON c.window_id = g.window_id AND c.superseded_at IS NULL
     LEFT JOIN LATERAL (
         SELECT digest FROM babylon_rl.scored_trajectories s
         WHERE s.window_id = g.window_id AND s.superseded_at IS NULL LIMIT 1
     ) s ON true
     WHERE g.superseded_at IS NULL AND g.window_revision IS NOT NULL
       AND (g.window_revision <> w.revision OR g.scores_digest IS DISTINCT FROM s.digest
+           OR g.judge_verdict <> c.verdict
            OR (g.status = 'not_ready') <> (w.status <> 'ready'))
     ORDER BY g.window_id
 """
@@ -105,8 +120,10 @@ def stale_rows(connection: psycopg.Connection, assets: Sequence[str] = ASSETS) -
     """
     last = max((ASSETS.index(asset) for asset in assets), default=-1)
     found: dict[str, Why] = {"scored_trajectories": _told(connection.execute(_SCORES).fetchall())}
+    if last >= ASSETS.index("judge_calibration"):
+        found["judge_calibration"] = _calibrations(connection, found["scored_trajectories"])
     if last >= ASSETS.index("art_groups"):
-        found["art_groups"] = _groups(connection, found["scored_trajectories"])
+        found["art_groups"] = _groups(connection, found["scored_trajectories"], found["judge_calibration"])
     if last >= ASSETS.index("trained_checkpoints"):
         windows, checkpoints = _trained(connection, found["art_groups"])
         found["trained_checkpoints"] = windows
@@ -116,13 +133,24 @@ def stale_rows(connection: psycopg.Connection, assets: Sequence[str] = ASSETS) -
     return pd.DataFrame(told, columns=list(COLUMNS))
 
 
-def _groups(connection: psycopg.Connection, scores: Mapping[str, str]) -> Why:
-    own = _told(connection.execute(_GROUPS))
-    built = connection.execute(
-        "SELECT window_id FROM babylon_rl.art_groups WHERE window_id = ANY(%s) AND superseded_at IS NULL",
+def _calibrations(connection: psycopg.Connection, scores: Mapping[str, str]) -> Why:
+    own = _told(connection.execute(_CALIBRATIONS))
+    made = connection.execute(
+        "SELECT window_id FROM babylon_rl.judge_calibration WHERE window_id = ANY(%s) AND superseded_at IS NULL",
         (list(scores),),
     )
-    return {window_id: f"its scores are stale: {scores[window_id]}" for (window_id,) in built} | own
+    return {window_id: f"its scores are stale: {scores[window_id]}" for (window_id,) in made} | own
+
+
+def _groups(connection: psycopg.Connection, scores: Mapping[str, str], calibrations: Mapping[str, str]) -> Why:
+    own = _told(connection.execute(_GROUPS))
+    upstream = {w: f"its judge's calibration is stale: {why}" for w, why in calibrations.items()}
+    upstream |= {w: f"its scores are stale: {why}" for w, why in scores.items()}
+    built = connection.execute(
+        "SELECT window_id FROM babylon_rl.art_groups WHERE window_id = ANY(%s) AND superseded_at IS NULL",
+        (list(upstream),),
+    )
+    return {window_id: upstream[window_id] for (window_id,) in built} | own
 
 
 def _trained(connection: psycopg.Connection, groups: Mapping[str, str]) -> tuple[Why, Why]:

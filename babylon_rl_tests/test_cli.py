@@ -51,6 +51,8 @@ def run(server: EmbeddedServer) -> Run:
         ["recording", "import"],
         ["windows"],
         ["verify"],
+        ["score"],
+        ["rescore"],
     ],
 )
 def test_help_is_there(run, command, tmp_path):

@@ -21,8 +21,8 @@ from babylon_rl.console import (
 )
 
 app = typer.Typer(
-    help="Measurements: a recipe over seeds, Dagster's overhead, the sensor's tick, reading and writing, faults, the "
-    "guard of a judge.",
+    help="Measurements: a recipe over seeds, rewards, a judge's guard, Dagster's overhead, the sensor's tick, reading, "
+    "writing, faults.",
     no_args_is_help=True,
 )
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]
@@ -81,7 +81,7 @@ def bench_overhead(
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 5,
     as_json: JsonOption = False,
 ) -> None:
-    """What Dagster adds to the domain functions: seconds of the four data assets. Exit code 1: over the limit."""
+    """What Dagster adds to the domain functions: seconds of the five data assets. Exit code 1: over the limit."""
     forget_the_applications_variables()
     from babylon_rl.bench.overhead import measure_overhead
 
@@ -190,6 +190,32 @@ def bench_listing(
     from babylon_rl.bench.listing import measure_listing
 
     _show(measure_listing(windows, rejected, rounds, errors.print), as_json)
+
+
+@app.command("rewards")
+def bench_rewards(
+    seed: Annotated[int, typer.Option(help="Of personas, markets and luck.")] = 0,
+    draws: Annotated[int, typer.Option(min=2, help="Draws of eight personas a climate, 168 hours each.")] = 100,
+    lives: Annotated[int, typer.Option(min=2, help="Lives of the fixed policies, 24 hours each.")] = 300,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of figures and tables; by default BABYLON_RL_HOME/bench.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How often scorers rank a planted edge right in the simulated market, and what they pay fixed policies.
+
+    Takes some minutes on one core, and no database. Exit code 1: alpha is not ahead where it was to be.
+    """
+    from babylon_rl.bench.results import write_whole
+    from babylon_rl.bench.rewards import measure_rewards, tables
+
+    with errors.status("starting") as line:
+        found = measure_rewards(seed, draws, lives, line.update)
+    folder, figures = (out or settings_for(None).home / "bench").absolute(), json.dumps(found.as_json(), indent=1)
+    write_whole(folder / f"rewards-{seed}.json", figures.encode())
+    write_whole(folder / f"rewards-{seed}.md", tables(found).encode())
+    print(figures if as_json else tables(found))
+    raise typer.Exit(0 if found.reached else 1)
 
 
 @app.command("faults")

@@ -1,7 +1,7 @@
 """`babylon-rl bench overhead`: what Dagster adds to the domain functions, in pairs of equal windows.
 
 Each pair materializes fresh windows twice: by the domain functions alone, with their writes and what the checks look
-for, and as the run of the four data assets that a user gets, with its events and metadata. The order alternates, so
+for, and as the run of the five data assets that a user gets, with its events and metadata. The order alternates, so
 that a busy moment hits both.
 """
 
@@ -18,7 +18,7 @@ from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.connect import Database, Recordings
 from babylon_rl.database.embedded import EmbeddedServer
 from babylon_rl.database.history import current_rows
-from babylon_rl.database.tables import art_groups, market_outcomes, scored_trajectories, windows
+from babylon_rl.database.tables import art_groups, judge_calibration, market_outcomes, scored_trajectories, windows
 from babylon_rl.database.window_rows import WindowRows, write_rows
 from babylon_rl.defs.checks.data import DATA_CHECKS
 from babylon_rl.defs.jobs import DATA_ASSETS
@@ -29,6 +29,7 @@ from babylon_rl.materializing import Materializer, dagster_environment, environm
 from babylon_rl.outcomes.windows import outcome_windows
 from babylon_rl.recording.recorder import Recorder
 from babylon_rl.recording.summary import summarize_windows
+from babylon_rl.scoring.calibrated_windows import calibrate_windows, floors_of
 from babylon_rl.scoring.windows import score_windows
 from babylon_rl.settings import Settings, get_settings
 from babylon_rl.windows import shift_window
@@ -72,7 +73,7 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_overhead(settings: Settings, windows_a_range: int, pairs: int, say: Callable[[str], None]) -> list[Pairs]:
-    """Pairs for a range of windows and for a single one, of the four data assets alone and with their checks."""
+    """Pairs for a range of windows and for a single one, of the five data assets alone and with their checks."""
     found = []
     with scratch_server() as (server, database), _dagster(settings, server, database):
         bench = _Bench(database, Path(server.home) / "spool.jsonl")
@@ -132,8 +133,10 @@ class _Bench:
         self._write(market_outcomes, ids, outcome_windows(database, ids))
         scored = score_windows(database, ids, _current(database, market_outcomes, ids), settings.scorer)
         self._write(scored_trajectories, ids, scored)
-        inputs = (_current(database, table, ids) for table in (windows, scored_trajectories))
-        self._write(art_groups, ids, group_windows(database, ids, *inputs))
+        scores = _current(database, scored_trajectories, ids)
+        self._write(judge_calibration, ids, calibrate_windows(database, ids, scores, floors_of(settings)).rows)
+        inputs = (_current(database, table, ids) for table in (windows, scored_trajectories, judge_calibration))
+        self._write(art_groups, ids, group_windows(database, ids, *inputs, settings))
 
     def _write(self, table: Any, ids: Sequence[str], rows: WindowRows) -> None:
         """Write the rows of an asset, and look for what its checks look for."""

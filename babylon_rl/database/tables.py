@@ -241,7 +241,12 @@ art_groups = asset_table(
     (),
     sa.Column("group", Json, nullable=False, comment="the trained view: groups.trained_view.Group as JSON"),
     sa.Column("group_digest", sa.Text, nullable=False),
-    sa.Column("status", sa.Text, nullable=False, comment="trainable | too_few_members | no_spread | not_ready"),
+    sa.Column(
+        "status",
+        sa.Text,
+        nullable=False,
+        comment="trainable | too_few_members | no_spread | not_ready | agent_bias",
+    ),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("members", sa.Integer, nullable=False),
     sa.Column("left_out", Json, nullable=False, comment="list of {trajectory_id, agent_id, reason}"),

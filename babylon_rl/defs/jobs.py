@@ -6,7 +6,7 @@ from babylon_rl.defs.clean_up import clean
 from babylon_rl.defs.partitions import HOURS
 from babylon_rl.defs.promotion import promote
 
-DATA_ASSETS = ("windows", "market_outcomes", "scored_trajectories", "art_groups")
+DATA_ASSETS = ("windows", "market_outcomes", "scored_trajectories", "judge_calibration", "art_groups")
 
 # Without training: its sensor would hold the trainer's slot for each late row, and training takes whole batches.
 materialize_windows = dg.define_asset_job(
@@ -14,7 +14,7 @@ materialize_windows = dg.define_asset_job(
     selection=list(DATA_ASSETS),
     partitions_def=HOURS,
     description=(
-        "A window from its recorded runs to the group that will be trained: the four data assets. For a window after a "
+        "A window from its recorded runs to the group that will be trained: the five data assets. For a window after a "
         "fix, or a range after a change of the scorer; unchanged windows write nothing. No configuration."
     ),
 )

@@ -11,12 +11,10 @@ import numpy as np
 import pandas as pd
 
 from babylon_rl.errors import EmptyWindowError, RecordingError
+from babylon_rl.scoring.intervals import student_t
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_Z = 1.959963984540054
-# 97.5 % points of Student's t for 1 to 6 degrees of freedom, where the expansion below is too rough.
-_T = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912)
 # Values drawn at once, so that memory stays bounded however many windows there are.
 _BLOCK = 4_000_000
 
@@ -89,16 +87,3 @@ def _resampled_means(values: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         drawn = generator.integers(0, len(values), size=(min(rows, left), len(values)))
         yield values[drawn].mean(axis=1)
         left -= len(drawn)
-
-
-def student_t(degrees: int) -> float:
-    """97.5 % point of Student's t (Cornish-Fisher expansion from 7 degrees on, within 0.001)."""
-    if degrees <= len(_T):
-        return _T[degrees - 1]
-    z, v = _Z, degrees
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )

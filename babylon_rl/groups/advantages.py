@@ -1,7 +1,8 @@
 """Advantages: from the rewards of a window, and of a batch of windows, to what multiplies the gradient.
 
 Equality is judged by `max - min` before any arithmetic: the mean of equal floats need not equal them ([0.1] * 3), and
-ART scales by the mean absolute advantage, which turns such rounding noise into full steps.
+ART scales by the mean absolute advantage, which turns such rounding noise into full steps. For the same reason nothing
+here divides by a deviation: near-tied groups would weigh most (Dr. GRPO, arXiv 2503.20783).
 """
 
 import math
@@ -38,6 +39,21 @@ def leave_one_out(rewards: Sequence[float]) -> list[float]:
         raise TrainingError(f"A reward is not finite: {list(rewards)}. Score the window again.")
     total = math.fsum(rewards)
     return [reward - math.fsum((total, -reward)) / (len(rewards) - 1) for reward in rewards]
+
+
+def centred_twice(
+    rewards: Sequence[float], baselines: Sequence[float], tolerance: float = SPREAD_TOLERANCE
+) -> list[float]:
+    """Leave-one-out advantages of the rewards less their agents' baselines (`groups.baselines`); they sum to 0.
+
+    The baselines come from earlier windows and the others' residuals from other agents, so both are independent of the
+    own action. Rewards that are equal within the tolerance give 0, whatever the baselines: what is no difference must
+    not become one.
+    """
+    if not has_spread(rewards, tolerance):
+        return [0.0] * len(rewards)
+    residuals = [reward - baseline for reward, baseline in zip(rewards, baselines, strict=True)]
+    return leave_one_out(residuals) if has_spread(residuals, ROUNDING) else [0.0] * len(rewards)
 
 
 def center_by_action(advantages: Sequence[float], actions: Sequence[str]) -> list[float]:

@@ -3,15 +3,21 @@
 Also the way back: the trainable groups of stored rows, with their digests checked.
 """
 
+import math
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import pandas as pd
 
 from babylon_rl.errors import SettingsError, TrainingError
-from babylon_rl.groups.advantages import SPREAD_TOLERANCE, has_spread, leave_one_out
+from babylon_rl.groups.advantages import SPREAD_TOLERANCE, centred_twice, has_spread
+from babylon_rl.groups.baselines import AgentHistory, Identity, of_members
+from babylon_rl.groups.dropout import choose
+from babylon_rl.groups.health import window_alarms
+from babylon_rl.groups.leaks import Leak
+from babylon_rl.groups.statuses import AGENT_BIAS, NO_SPREAD, NOT_READY, TOO_FEW_MEMBERS, TRAINABLE
 from babylon_rl.groups.trained_view import (
     Decision,
     Group,
@@ -22,11 +28,19 @@ from babylon_rl.groups.trained_view import (
     encode_group,
     view_of,
 )
+from babylon_rl.scoring.alpha import ALPHA
+from babylon_rl.scoring.seam import NO_CAPITAL
+from babylon_rl.settings import Settings
 
 if TYPE_CHECKING:
     from babylon_rl.recording.window import RecordedWindow, UsableTrajectory
 
-TRAINABLE, TOO_FEW_MEMBERS, NO_SPREAD, NOT_READY = "trainable", "too_few_members", "no_spread", "not_ready"
+# Verdict of `judge_calibration` under which a window's rewards are alpha's.
+SET_ASIDE = "set_aside"
+
+# Windows an agent on average from which on a group may be refused for its agents' share: over fewer, chance alone
+# brings a large one often.
+LEAST_TO_REFUSE = 8
 
 COLUMNS = (
     "window_id",
@@ -56,58 +70,193 @@ LEFT_OUT = {
 }
 
 
+class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How groups are made: the settings of the same names; `seed` is `group_seed`."""
+
+    min_group_size: int = 2
+    max_per_group: int = 0
+    seed: int = 0
+    agent_baseline: Literal["shrunken", "none"] = "shrunken"
+    agent_share_limit: float = 0.5
+
+    @classmethod
+    def of(cls, settings: Settings) -> "GroupSettings":
+        """Those of the user; SettingsError where no group could have both its least and its largest size."""
+        if 0 < settings.max_per_group < settings.min_group_size:
+            raise SettingsError(
+                f"BABYLON_RL_MAX_PER_GROUP={settings.max_per_group} is below "
+                f"BABYLON_RL_MIN_GROUP_SIZE={settings.min_group_size}: no group could be trained on. Raise the one (0: "
+                "all members) or lower the other."
+            )
+        return cls(
+            min_group_size=settings.min_group_size,
+            max_per_group=settings.max_per_group,
+            seed=settings.group_seed,
+            agent_baseline=settings.agent_baseline,
+            agent_share_limit=settings.agent_share_limit,
+        )
+
+
 def build_group(
     window: Mapping[str, Any],
     recorded: "RecordedWindow",
     scored: pd.DataFrame,
     *,
+    settings: GroupSettings | None = None,
+    verdict: Mapping[str, Any] | None = None,
+    history: AgentHistory | None = None,
+    leaks: Mapping[str, Sequence[Leak]] | None = None,
     tolerance: float = SPREAD_TOLERANCE,
 ) -> dict[str, Any]:
     """Row of `art_groups` for a window.
 
     `window`: its row of `windows`; `scored`: its rows of `scored_trajectories`, one scorer, with the digest under which
-    they are stored. VerbatimError where the
-    trained view is not what was recorded; SettingsError where several scorers are mixed.
+    they are stored; `verdict`: its row of `judge_calibration`: where the judge is set aside, rewards are alpha's;
+    `history`: rewards of this window and earlier ones, for the agents' baselines; `leaks`: what was found in the texts,
+    by trajectory; `tolerance`: rewards that differ by less are equal. VerbatimError where the trained view is not what
+    was recorded; SettingsError where several scorers are mixed.
     """
+    settings = settings or GroupSettings()
     scored = scored[scored["window_id"] == recorded.window_id]
-    scorers = sorted(set(zip(scored["scorer"], scored["scorer_version"], strict=True)))
-    if len(scorers) > 1:
-        raise SettingsError(
-            f"Window {recorded.window_id} has scores of {scorers}; a group takes one. Filter the scores by the scorer."
-        )
-    scorer, version = scorers[0] if scorers else ("", "")
-    members, left_out = _members(recorded, scored)
-    rewards = [member.reward for member in members]
-    status, reason = _status(window, members, len(left_out), tolerance)
-    if status == TRAINABLE and has_spread(rewards, tolerance):
-        members = [
-            msgspec.structs.replace(member, advantage=advantage)
-            for member, advantage in zip(members, leave_one_out(rewards), strict=True)
-        ]
-    group = Group(window_id=recorded.window_id, scorer=scorer, scorer_version=version, members=members)
+    scores_digest = scored["digest"].iloc[0] if "digest" in scored and len(scored) else None
+    scorer, version = _scorer_of(recorded.window_id, scored)
+    aside = verdict is not None and verdict["verdict"] == SET_ASIDE and scorer not in ("", ALPHA.name)
+    if aside:
+        scored, scorer, version, tolerance = _by_alpha(scored), ALPHA.name, ALPHA.version, ALPHA.noise
+    members, left_out = _members(recorded, scored, leaks or {})
+    members, left_out = _chosen(members, left_out, recorded.window_id, settings)
+    identity = history.at(recorded.window_id, scorer, version) if history is not None and len(members) > 1 else None
+    members, baselines = _with_baselines(members, identity, settings)
+    status, reason = _status(window, members, len(left_out), tolerance, settings, identity)
+    if status == TRAINABLE:
+        members = _with_advantages(members, tolerance)
+    group = Group(
+        window_id=recorded.window_id,
+        scorer=scorer,
+        scorer_version=version,
+        members=members,
+        tolerance=tolerance if tolerance != SPREAD_TOLERANCE else msgspec.UNSET,
+    )
     check_verbatim(group, recorded)
     return {
-        "window_id": recorded.window_id,
-        "group": encode_group(group),
-        "group_digest": digest_of(group),
+        **_stored(group),
         "status": status,
-        "reason": reason,
-        "members": len(members),
+        "reason": f"{reason}; {_said_aside(verdict)}" if verdict is not None and aside else reason,
         "left_out": left_out,
-        "scorer": scorer,
-        "reward_mean": sum(sorted(rewards)) / len(rewards) if rewards else None,
-        "reward_spread": max(rewards) - min(rewards) if rewards else None,
         "window_revision": recorded.revision,
-        "scores_digest": scored["digest"].iloc[0] if "digest" in scored and len(scored) else None,
-        "agent_share": None,
-        "baselines": None,
-        "alarms": None,
-        "settings": None,
-        "judge_verdict": None,
+        "scores_digest": scores_digest,
+        "agent_share": identity.agent_share if identity is not None else None,
+        "baselines": baselines,
+        "alarms": _alarms(scored, members),
+        "settings": _made_with(settings, tolerance, identity),
+        "judge_verdict": verdict["verdict"] if verdict is not None else None,
     }
 
 
-def _members(recorded: "RecordedWindow", scored: pd.DataFrame) -> tuple[list[Member], list[dict[str, str]]]:
+def _stored(group: Group) -> dict[str, Any]:
+    rewards = [member.reward for member in group.members]
+    return {
+        "window_id": group.window_id,
+        "group": encode_group(group),
+        "group_digest": digest_of(group),
+        "members": len(rewards),
+        "scorer": group.scorer,
+        "reward_mean": sum(sorted(rewards)) / len(rewards) if rewards else None,
+        "reward_spread": max(rewards) - min(rewards) if rewards else None,
+    }
+
+
+def _scorer_of(window_id: str, scored: pd.DataFrame) -> tuple[str, str]:
+    scorers = sorted(set(zip(scored["scorer"], scored["scorer_version"], strict=True)))
+    if len(scorers) > 1:
+        raise SettingsError(
+            f"Window {window_id} has scores of {scorers}; a group takes one. Filter the scores by the scorer."
+        )
+    return scorers[0] if scorers else ("", "")
+
+
+def _by_alpha(scored: pd.DataFrame) -> pd.DataFrame:
+    """The rows with alpha's rewards, which stand beside every score; values and parts of the other scorer go."""
+    outcomes = scored["outcome_score"].astype(float)
+    changed = scored.assign(
+        scorer=ALPHA.name,
+        scorer_version=ALPHA.version,
+        reward=outcomes,
+        provenance=scored["provenance"].where(outcomes.notna(), NO_CAPITAL),
+    )
+    for column in ("action_values", "decision_rewards"):
+        changed[column] = pd.Series([None] * len(changed), index=changed.index, dtype=object)
+    return changed
+
+
+def _said_aside(verdict: Mapping[str, Any]) -> str:
+    return f"the judge {verdict.get('judge') or ''} is set aside: {verdict['reason']}; rewards are alpha's"
+
+
+def _chosen(
+    members: list[Member], left_out: list[dict[str, str]], window_id: str, settings: GroupSettings
+) -> tuple[list[Member], list[dict[str, str]]]:
+    """At most `max_per_group` of the members, and the others among those left out, which stand by trajectory."""
+    if not 0 < settings.max_per_group < len(members):
+        return members, left_out
+    kept = set(choose([one.trajectory_id for one in members], settings.max_per_group, window_id, settings.seed))
+    reason = f"max_per_group: {len(kept)} of {len(members)} were chosen by seed {settings.seed}"
+    others = [
+        {"trajectory_id": one.trajectory_id, "agent_id": one.agent_id, "reason": reason}
+        for one in members
+        if one.trajectory_id not in kept
+    ]
+    return (
+        [one for one in members if one.trajectory_id in kept],
+        sorted([*left_out, *others], key=lambda one: one["trajectory_id"]),
+    )
+
+
+def _with_baselines(
+    members: list[Member], identity: Identity | None, settings: GroupSettings
+) -> tuple[list[Member], dict[str, float] | None]:
+    """The members with what is taken off for who their agents are, and that by agent; None where nothing is."""
+    if identity is None or settings.agent_baseline == "none":
+        return members, None
+    baselines = of_members(identity.baselines, [member.agent_id for member in members])
+    return [
+        # Absent and not 0, so that the digest is that of a group without baselines.
+        msgspec.structs.replace(member, baseline=baselines[member.agent_id] or msgspec.UNSET)
+        for member in members
+    ], baselines
+
+
+def _with_advantages(members: list[Member], tolerance: float) -> list[Member]:
+    advantages = centred_twice([m.reward for m in members], [m.taken_off for m in members], tolerance)
+    return [
+        msgspec.structs.replace(member, advantage=advantage)
+        for member, advantage in zip(members, advantages, strict=True)
+    ]
+
+
+def _alarms(scored: pd.DataFrame, members: list[Member]) -> list[dict[str, Any]]:
+    """What the window's runs look like, members or not."""
+    decisions = [(one.exploration, len(one.choices or ())) for member in members for one in member.decisions]
+    return [msgspec.to_builtins(alarm) for alarm in window_alarms(list(scored["features"]), decisions)]
+
+
+def _made_with(settings: GroupSettings, tolerance: float, identity: Identity | None) -> dict[str, Any]:
+    """The settings, and what the baselines rest on. `shrinkage`: null where agents do not differ."""
+    told: dict[str, Any] = {**msgspec.to_builtins(settings), "tolerance": tolerance}
+    if identity is not None:
+        shrinkage = identity.shrinkage if math.isfinite(identity.shrinkage) else None
+        told["history"] = {"windows": identity.windows, "last": identity.last, "shrinkage": shrinkage}
+    return told
+
+
+def tolerance_in(made_with: Any) -> float:
+    """Tolerance in stored settings of a group; the default where it was stored without settings."""
+    return float(made_with["tolerance"]) if isinstance(made_with, Mapping) else SPREAD_TOLERANCE
+
+
+def _members(
+    recorded: "RecordedWindow", scored: pd.DataFrame, leaks: Mapping[str, Sequence[Leak]]
+) -> tuple[list[Member], list[dict[str, str]]]:
     """Members by trajectory id, advantages still 0, and those left out with the reason."""
     rows = {str(row["trajectory_id"]): row for row in scored.to_dict("records")}
     trajectories = {trajectory.trajectory_id: trajectory for trajectory in recorded.usable}
@@ -115,7 +264,8 @@ def _members(recorded: "RecordedWindow", scored: pd.DataFrame) -> tuple[list[Mem
     for trajectory_id in sorted(rows.keys() | trajectories.keys()):
         row, trajectory = rows.get(trajectory_id), trajectories.get(trajectory_id)
         agent_id = str(row["agent_id"]) if row else trajectory.agent_id if trajectory else ""
-        made = _member(row, trajectory)
+        found = leaks.get(trajectory_id)
+        made = f"leak: {found[0].what} ({found[0].found!r})" if found else _member(row, trajectory)
         if isinstance(made, Member):
             members.append(made)
         else:
@@ -157,18 +307,39 @@ def _action_values(values: Any, decisions: list[Decision]) -> list[float] | None
     return [float(values[choice]) + 0.0 for choice in choices]
 
 
-def _status(window: Mapping[str, Any], members: list[Member], left_out: int, tolerance: float) -> tuple[str, str]:
-    rewards = [member.reward for member in members]
+def _status(
+    window: Mapping[str, Any],
+    members: list[Member],
+    left_out: int,
+    tolerance: float,
+    settings: GroupSettings,
+    identity: Identity | None,
+) -> tuple[str, str]:
+    rewards, least = [member.reward for member in members], settings.min_group_size
     if window["status"] != "ready":
         return NOT_READY, f"window is {window['status']}: {window['reason']}"
-    if len(rewards) < 2:
-        return TOO_FEW_MEMBERS, f"{len(rewards)} of {len(rewards) + left_out} trajectories can be trained on, 2 must be"
+    if len(rewards) < least:
+        return (
+            TOO_FEW_MEMBERS,
+            f"{len(rewards)} of {len(rewards) + left_out} trajectories can be trained on, {least} must be",
+        )
+    if settings.agent_baseline == "none" and identity is not None and _is_biased(identity, settings):
+        return AGENT_BIAS, (
+            f"{100 * (identity.agent_share or 0):.0f} % of the rewards' variance is who the agent is, more than "
+            f"{100 * settings.agent_share_limit:.0f} %: set BABYLON_RL_AGENT_BASELINE=shrunken, or raise "
+            "BABYLON_RL_AGENT_SHARE_LIMIT"
+        )
     valued = sum(has_spread(member.action_values or (), tolerance) for member in members)
     if not has_spread(rewards, tolerance) and valued:
         return TRAINABLE, f"{len(rewards)} equal rewards; {valued} decisions whose actions differ in value"
     if not has_spread(rewards, tolerance):
         return NO_SPREAD, f"the {len(rewards)} rewards are equal within {tolerance:g}: nothing to tell them apart by"
     return TRAINABLE, f"{len(rewards)} members, rewards from {min(rewards):+.5f} to {max(rewards):+.5f}"
+
+
+def _is_biased(identity: Identity, settings: GroupSettings) -> bool:
+    share = identity.agent_share
+    return share is not None and identity.share_windows >= LEAST_TO_REFUSE and share > settings.agent_share_limit
 
 
 def trainable_groups(rows: pd.DataFrame) -> tuple[list[Group], dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Which members of a large group are left out: the first system's automatic dropout, as a choice that can be repeated.
+"""Which members of a large batch or group are left out: the first system's automatic dropout, as a repeatable choice.
 
 The rate is 0 up to the target and then `min(max_dropout, 1 - target / N)` with the real N. Who is left out follows from
 the seed, the window and the member's id alone: neither the order of the members nor a second run changes it.
@@ -9,6 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 
 from babylon_rl.errors import SettingsError
+
+# Those of the first system: members of an update from which on some are left out, and the largest share of them.
+TARGET, MAX_DROPOUT = 1000, 0.3
 
 
 def dropout_rate(members: int, target: int, max_dropout: float) -> float:
@@ -30,6 +33,15 @@ def drop(ids: Iterable[str], rate: float, window_id: str, seed: int) -> tuple[li
     # The nearest double below a whole number would lose one: 1 - 8 / 10 is a little less than 0.2.
     out = math.floor(rate * len(ranked) + 1e-9)
     return sorted(ranked[out:]), sorted(ranked[:out])
+
+
+def drop_of_batch(members: Iterable[tuple[str, str]], rate: float, seed: int) -> set[tuple[str, str]]:
+    """Which of a batch's members, each a window and an id, are left out: as `drop`, over all windows at once.
+
+    Within each window by itself a small rate would leave out nobody.
+    """
+    ranked = sorted(set(members), key=lambda one: (_rank(one[1], one[0], seed), one))
+    return set(ranked[: math.floor(rate * len(ranked) + 1e-9)])
 
 
 def choose(ids: Sequence[str], most: int, window_id: str, seed: int) -> list[str]:

@@ -21,17 +21,19 @@ from babylon_rl.groups.advantages import (
     SPREAD_TOLERANCE,
     all_actions,
     center_by_action,
+    centred_twice,
     has_spread,
-    leave_one_out,
 )
-from babylon_rl.groups.build import NO_SPREAD, TOO_FEW_MEMBERS
+from babylon_rl.groups.dropout import MAX_DROPOUT, TARGET, drop_of_batch, dropout_rate
 from babylon_rl.groups.provenance import STALE_LIMIT, Lineage, admitted, provenance_of
+from babylon_rl.groups.statuses import NO_SPREAD, TOO_FEW_MEMBERS
 from babylon_rl.groups.trained_view import Group, Member, canonical_json, check_numbers, check_values, decode_group
 
 FORMAT = 1
 
-# Counted under this name: a member without values in a window whose other members have them.
-NO_VALUES = "members without action_values"
+# Counted under these names: a member without values in a window whose other members have them, and one of a batch
+# that is larger than its target.
+NO_VALUES, DROPPED = "members without action_values", "members dropout"
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,27 +62,24 @@ def make_snapshot(
 
     `settings`: the training settings as JSON values; read here are `advantages` (leave_one_out |
     leave_one_out_action_centred | all_actions, which is the former in windows whose actions have no recorded values),
-    `minibatches`, `stale_limit` and `spread_tolerance`. `lineage`: where given, only members that the
-    importance-weighted loss may use stay, and their window's advantages are computed without the others. `left_out`:
-    counts of what was left out before. TrainingError where nothing is trainable.
+    `minibatches`, `stale_limit`, `spread_tolerance`, `dropout_target` and `max_dropout`. `lineage`: where given, only
+    members that the importance-weighted loss may use stay, and their window's advantages are computed without the
+    others. `left_out`: counts of what was left out before. A batch of more than `dropout_target` members is made
+    smaller by seed, which its settings then say under `dropout`. TrainingError where nothing is trainable.
     """
     kind = settings.get("advantages", LEAVE_ONE_OUT)
     if kind not in ADVANTAGES:
         raise SettingsError(f"There are no advantages {kind!r}. Set `advantages` to one of: {', '.join(ADVANTAGES)}.")
     counts: Counter[str] = Counter(left_out or {})
-    tolerance = float(settings.get("spread_tolerance", SPREAD_TOLERANCE))
-    kept: dict[str, Group] = {}
+    given: dict[str, Group] = {}
     for group in groups:
-        if group.window_id in kept:
+        if group.window_id in given:
             raise TrainingError(f"Window {group.window_id} is in the batch twice; an update takes a window once.")
         members = _admitted(group, lineage, int(settings.get("stale_limit", STALE_LIMIT)), counts)
-        valued = kind == ALL_ACTIONS and any(member.action_values is not None for member in members)
-        if not valued:
-            members = [msgspec.structs.replace(member, action_values=None) for member in members]
-        made = (_valued if valued else _with_advantages)(group, members, tolerance, counts)
-        if made is not None:
-            kept[group.window_id] = made
-    batch = [kept[window_id] for window_id in sorted(kept)]
+        given[group.window_id] = msgspec.structs.replace(group, members=members)
+    given, used = _dropped(given, settings, seed, counts)
+    made = (_made(given[window_id], kind, settings, counts) for window_id in sorted(given))
+    batch = [group for group in made if group is not None]
     if kind != LEAVE_ONE_OUT:
         batch = _centred(batch, minibatch_of(batch, int(settings.get("minibatches", 1))))
     if not any(_trains(member) for group in batch for member in group.members):
@@ -93,13 +92,48 @@ def make_snapshot(
         {
             "format": FORMAT,
             "training_run": training_run,
-            "settings": dict(settings),
+            "settings": {**settings, **used},
             "seed": seed,
             "groups": batch,
             "left_out": dict(counts),
         }
     )
     return _snapshot(content)
+
+
+def _dropped(
+    groups: dict[str, Group], settings: Mapping[str, Any], seed: int, counts: Counter[str]
+) -> tuple[dict[str, Group], dict[str, Any]]:
+    """The groups without the members that the automatic dropout leaves out, and what was used; see `groups.dropout`."""
+    members = [(window_id, one.trajectory_id) for window_id, group in groups.items() for one in group.members]
+    target = int(settings.get("dropout_target", TARGET))
+    most = float(settings.get("max_dropout", MAX_DROPOUT))
+    rate = dropout_rate(len(members), target, most)
+    out = drop_of_batch(members, rate, seed)
+    if not out:
+        return groups, {}
+    counts[DROPPED] += len(out)
+    kept = {
+        window_id: msgspec.structs.replace(
+            group, members=[one for one in group.members if (window_id, one.trajectory_id) not in out]
+        )
+        for window_id, group in groups.items()
+    }
+    used = {"target": target, "max_dropout": most, "members": len(members), "rate": rate, "left_out": len(out)}
+    return kept, {"dropout": used}
+
+
+def _made(group: Group, kind: str, settings: Mapping[str, Any], counts: Counter[str]) -> Group | None:
+    """The group with its window's advantages, or None (counted) where there are none to give."""
+    tolerance = float(settings.get("spread_tolerance", SPREAD_TOLERANCE))
+    if group.tolerance is not msgspec.UNSET:
+        tolerance = max(tolerance, group.tolerance)
+    if kind == ALL_ACTIONS and any(member.action_values is not None for member in group.members):
+        # Each decision's own mean is taken off, and nothing for who the agent is.
+        members = [msgspec.structs.replace(member, baseline=msgspec.UNSET) for member in group.members]
+        return _valued(group, members, tolerance, counts)
+    members = [msgspec.structs.replace(member, action_values=None) for member in group.members]
+    return _with_advantages(group, members, tolerance, counts)
 
 
 def _admitted(group: Group, lineage: Lineage | None, stale_limit: int, counts: Counter[str]) -> list[Member]:
@@ -118,7 +152,7 @@ def _admitted(group: Group, lineage: Lineage | None, stale_limit: int, counts: C
 
 
 def _with_advantages(group: Group, members: list[Member], tolerance: float, counts: Counter[str]) -> Group | None:
-    """The group of these members with leave-one-out advantages, or None (counted) where there are none to give."""
+    """The group of these members with leave-one-out advantages of their rewards less their baselines, or None."""
     rewards = [member.reward for member in members]
     if len(rewards) < 2:
         counts[TOO_FEW_MEMBERS] += 1
@@ -126,7 +160,7 @@ def _with_advantages(group: Group, members: list[Member], tolerance: float, coun
     if not has_spread(rewards, tolerance):
         counts[NO_SPREAD] += 1
         return None
-    return _replaced(group, members, leave_one_out(rewards))
+    return _replaced(group, members, centred_twice(rewards, [member.taken_off for member in members], tolerance))
 
 
 def _valued(group: Group, members: list[Member], tolerance: float, counts: Counter[str]) -> Group | None:

@@ -45,8 +45,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One agent's window: one reward, one advantage, and the decisions that both cover.
 
-    `action_values`: the reward of each answer that its one decision could have given, in the order of its `choices`;
-    `action_advantages`: their advantages, in a snapshot that trains on all actions. None where they are not known.
+    `baseline`: what is taken off the reward for who the agent is; absent where it is 0. `action_values`: the reward of
+    each answer that its one decision could have given, in the order of its `choices`; `action_advantages`: their
+    advantages, in a snapshot that trains on all actions. None where they are not known.
     """
 
     trajectory_id: str
@@ -57,15 +58,25 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     decisions: list[Decision]
     action_values: list[float] | None = None
     action_advantages: list[float] | None = None
+    baseline: float | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def taken_off(self) -> float:
+        """The baseline; 0 where there is none."""
+        return 0.0 if self.baseline is msgspec.UNSET else self.baseline
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The members of one window, sorted by trajectory id."""
+    """The members of one window, sorted by trajectory id.
+
+    `tolerance`: rewards that differ by less are equal; absent where it is `advantages.SPREAD_TOLERANCE`.
+    """
 
     window_id: str
     scorer: str
     scorer_version: str
     members: list[Member]
+    tolerance: float | msgspec.UnsetType = msgspec.UNSET
 
 
 def canonical_json(value: Any) -> str:

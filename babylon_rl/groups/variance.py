@@ -26,6 +26,16 @@ def eta_squared(rewards: Sequence[float], labels: Sequence[Hashable]) -> float:
     return min(1.0, between / total)
 
 
+def epsilon_squared(between: float, freedom: int, within: float, total: float) -> float:
+    """Share of the variance that the labels explain, corrected for chance: 0 on average where they explain nothing.
+
+    `between`, `total`: sums of squares; `freedom`: degrees of freedom of `between`; `within`: mean square within the
+    labels. The part of `between` that chance alone gives is taken off (epsilon squared, Kelley 1935); a negative share
+    is 0.
+    """
+    return min(1.0, max(0.0, (between - freedom * within) / total)) if total > 0 else 0.0
+
+
 def agent_share(groups: Iterable[Group]) -> float:
     """Share of the variance of a batch's rewards that is explained by agent identity."""
     members = [member for group in groups for member in group.members]

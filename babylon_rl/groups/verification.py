@@ -13,7 +13,7 @@ from babylon_rl.database.connect import Recordings
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import art_groups
 from babylon_rl.errors import TrainingError
-from babylon_rl.groups.build import TRAINABLE
+from babylon_rl.groups.statuses import TRAINABLE
 from babylon_rl.groups.trained_view import Group, canonical_json, check_verbatim, decode_group, digest_of
 from babylon_rl.recording.reader import RangeReader
 
@@ -38,6 +38,18 @@ def not_trainable(connection: psycopg.Connection, window_ids: Sequence[str]) -> 
         .with_only_columns(columns.window_id, columns.status, columns.members, columns.reason)
     )
     return read_frame(connection, statement)
+
+
+def alarming(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd.DataFrame:
+    """Alarms that the windows' runs raise: window_id, kind, detail, value, limit."""
+    columns = art_groups.c
+    statement = current_rows(art_groups, window_ids).with_only_columns(columns.window_id, columns.alarms)
+    found = [
+        (window_id, alarm["kind"], alarm["detail"], alarm["value"], alarm["limit"])
+        for window_id, alarms in read_frame(connection, statement).itertuples(index=False)
+        for alarm in alarms or ()
+    ]
+    return pd.DataFrame(found, columns=["window_id", "kind", "detail", "value", "limit"])
 
 
 def altered_groups(recordings: Recordings, window_ids: Sequence[str]) -> pd.DataFrame:

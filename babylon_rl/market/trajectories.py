@@ -86,7 +86,7 @@ def make_run(
         },
         provider_accesses=_seen(window, agent),
         llm_calls=[] if asked is None else [_llm_call(window, agent, settlement, asked)],
-        action=_action(window_id, window.instrument(agent.instrument), settlement),
+        action=settled_action(window_id, window.instrument(agent.instrument), settlement),
         reward=0.0,
     )
     trajectory = Trajectory(
@@ -141,7 +141,7 @@ def _seen(window: MarketWindow, agent: AgentState) -> list[dict[str, Any]]:
     ]
 
 
-def _action(window_id: str, covered: Instrument, settlement: Settlement) -> Action:
+def settled_action(window_id: str, covered: Instrument, settlement: Settlement) -> Action:
     """The action with what it came to. `instrument` is the name under which `market_outcomes` lists it."""
     if covered.is_question:
         name = market_id(window_id, covered.name)

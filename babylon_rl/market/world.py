@@ -98,13 +98,23 @@ def random_stream(seed: int, split: str, index: int, purpose: str) -> random.Ran
     return random.Random(f"babylon/{seed}/{split}/{index}/{purpose}")
 
 
-def make_window(seed: int, split: str, index: int, news_accuracy: float = NEWS_ACCURACY) -> MarketWindow:
-    """The window `index` of a split. SettingsError for an unknown split or an accuracy outside [0, 1]."""
+def make_window(
+    seed: int,
+    split: str,
+    index: int,
+    news_accuracy: float = NEWS_ACCURACY,
+    common_move: tuple[float, float] = (0.0, COMMON_MOVE_STD),
+) -> MarketWindow:
+    """The window `index` of a split. SettingsError for an unknown split or an accuracy outside [0, 1].
+
+    `common_move`: mean and standard deviation of what all tickers share in an hour; windows that differ in it alone
+    have the same news and the same own moves.
+    """
     if not 0 <= news_accuracy <= 1:
         raise SettingsError(f"The accuracy of news is a probability, not {news_accuracy!r}.")
     stream = random_stream(seed, split, index, "world")
     bank = UNSEEN if split == "unseen" else TRAINED
-    common = stream.gauss(0, COMMON_MOVE_STD)
+    common = stream.gauss(*common_move)
     instruments = [_ticker(name, common, bank, news_accuracy, stream) for name in TICKERS]
     instruments.append(_question(bank, news_accuracy, stream))
     return MarketWindow(seed, split, index, tuple(instruments))

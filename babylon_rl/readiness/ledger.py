@@ -63,7 +63,8 @@ _MATERIALIZED = """
         AND NOT EXISTS (
             SELECT FROM babylon_rl.window_failures f
             WHERE f.window_id = w.window_id AND f.resolved_at IS NULL
-                AND f.asset IN ('windows', 'market_outcomes', 'scored_trajectories', 'art_groups')
+                AND f.asset IN
+                    ('windows', 'market_outcomes', 'scored_trajectories', 'judge_calibration', 'art_groups')
         )
 """
 _FAILURES = """

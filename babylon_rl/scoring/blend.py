@@ -7,7 +7,7 @@ from typing import Any
 
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import SettingsError
-from babylon_rl.scoring.seam import Runs, Score, Scorer, register, registered, scorer_of
+from babylon_rl.scoring.seam import Runs, Score, Scorer, register, registered, scorer_of, scores_of
 from babylon_rl.settings import Settings
 
 NAME = "blend"
@@ -53,7 +53,7 @@ def weights_of(told: str) -> dict[str, float]:
 
 
 def _blend(parts: Weighed, window: Runs) -> list[Score]:
-    given = [one.score(window) for one, _ in parts]
+    given = [scores_of(one, window) for one, _ in parts]
     return [_sum(parts, scores) for scores in zip(*given, strict=True)]
 
 

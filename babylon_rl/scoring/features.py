@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Mapping
 from itertools import starmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import pandas as pd
@@ -135,6 +135,24 @@ def spoken_action(action: Action) -> str:
 def direction_of(action: Action) -> int:
     """1 where a trade buys exposure, -1 where it sells, 0 where nothing says which."""
     return _direction(action.action_type, _said(action))
+
+
+class Trade(NamedTuple):
+    """What an action names and moved: `dollars` are signed, bought is positive; both are 0 where no trade was made."""
+
+    instrument: str | None
+    dollars: float
+    fees: float
+
+
+def trade_of(action: Action) -> Trade:
+    """The action's instrument, and what a successful trade put into it, by the names that `features` knows."""
+    said = _said(action)
+    instrument = _word(_first(said, INSTRUMENT))
+    if kind_of(action) is not Kind.TRADE or not action.success:
+        return Trade(instrument, 0.0, 0.0)
+    direction = _direction(action.action_type, said)
+    return Trade(instrument, direction * abs(_amount(said, SIZE)), _amount(said, FEES))
 
 
 def _direction(action_type: str, said: Mapping[str, Any]) -> int:

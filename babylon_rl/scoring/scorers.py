@@ -14,7 +14,7 @@ from babylon_rl.scoring.alpha import ALPHA
 from babylon_rl.scoring.features import Features, features, market_of
 from babylon_rl.scoring.heuristic import HEURISTIC
 from babylon_rl.scoring.judge import ruler
-from babylon_rl.scoring.seam import Runs, RunText, Score, Scorer, scorer_of
+from babylon_rl.scoring.seam import Runs, RunText, Score, Scorer, scorer_of, scores_of
 from babylon_rl.scoring.texts import run_text
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def score_window(recorded: "RecordedWindow", outcomes: pd.DataFrame, scorer: str
     """Scores of all usable trajectories of a window, best first, in the columns of `scored_trajectories`.
 
     `outcomes`: rows of `market_outcomes`; those of other windows are ignored. The result does not depend on the order
-    of either input. RecordingError where a reward is not finite.
+    of either input. RecordingError where a recorded number is not finite, ScoringError where the scorer fails.
     """
     scorer = scorer_of(scorer) if isinstance(scorer, str) else scorer
     return WindowScoring(recorded.window_id, outcomes, scorer).scores(recorded.usable, lambda: recorded.revision)
@@ -90,7 +90,7 @@ class WindowScoring:
             outcomes=self._outcomes,
             texts=[one.text for one in seen if one.text is not None],
         )
-        given = self._scorer.score(runs)
+        given = scores_of(self._scorer, runs)
         earned = given if self._scorer is ALPHA else ALPHA.score(runs)
         # The trajectories stand by id, and sorting is stable: equal rewards are ranked by id.
         scored = sorted(zip(seen, given, earned, strict=True), key=lambda row: -row[1].reward)

@@ -5,6 +5,8 @@ A scorer whose numbers change gets another version: scores are versioned, never 
 """
 
 import importlib
+import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +14,8 @@ import msgspec
 import pandas as pd
 
 from babylon_rl.database.connect import Database
-from babylon_rl.errors import SettingsError
+from babylon_rl.database.window_rows import OF_THE_WHOLE
+from babylon_rl.errors import BabylonError, ScoringError, SettingsError
 from babylon_rl.scoring.features import Features, Market
 from babylon_rl.settings import Settings, get_settings
 
@@ -108,16 +111,80 @@ def scorer_of(name: str, settings: Settings | None = None, database: Database | 
     Modules of the setting `scorer_modules` are imported first: importing one registers its scorers.
     """
     settings = settings or get_settings()
+    importlib.import_module("babylon_rl.scoring.scorers")  # registers those that come with this package
     for module in filter(None, (part.strip() for part in settings.scorer_modules.split(","))):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise SettingsError(f"BABYLON_RL_SCORER_MODULES names {module!r}, which fails: {error}.") from None
+        _import(module)
     found = _REGISTERED.get(name)
     if found is None:
         known = ", ".join(sorted(_REGISTERED))
-        raise SettingsError(f"There is no scorer {name!r}. Set BABYLON_RL_SCORER to one of: {known}.")
-    return found if isinstance(found, Scorer) else found(settings, database)
+        raise SettingsError(
+            f"There is no scorer {name!r}. Set BABYLON_RL_SCORER to one of: {known}. One of your own is known once "
+            "BABYLON_RL_SCORER_MODULES names its module (docs/write-a-scorer.md)."
+        )
+    made = found if isinstance(found, Scorer) else found(settings, database)
+    if not isinstance(made, Scorer):
+        raise SettingsError(f"The factory of scorer {name!r} must return a Scorer, not {type(made).__name__}.")
+    return made
+
+
+def _import(module: str) -> None:
+    """Import a module of the user's; SettingsError says what fails in it and where."""
+    named = f"BABYLON_RL_SCORER_MODULES names {module!r}"
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise SettingsError(f"{named}, whose import fails: {_told(error)}. Install that, or correct it.") from None
+        raise SettingsError(
+            f"{named}, which is not found. Write the module's name without .py, and have its folder on PYTHONPATH."
+        ) from None
+    except BabylonError as error:
+        raise SettingsError(f"{named}, whose import fails: {error}") from None
+    except Exception as error:
+        raise SettingsError(f"{named}, whose import fails: {_told(error)}. Correct it.") from None
+
+
+def _told(error: Exception) -> str:
+    """An error of somebody else's code in one line, with the file's line in which it came up."""
+    # A syntax error names its own line; the trace ends in Python's importer.
+    lines = [] if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)
+    where = f" ({lines[-1].filename.rpartition('/')[2]}, line {lines[-1].lineno})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def scores_of(scorer: Scorer, runs: Runs) -> list[Score]:
+    """What the scorer gives the runs, one score each with a finite reward; ScoringError names the scorer otherwise."""
+    said = f"Scorer {scorer.name} {scorer.version} in {runs.window_id}"
+    try:
+        given = list(scorer.score(runs))
+    except (BabylonError, *OF_THE_WHOLE):
+        raise
+    except Exception as error:
+        raise ScoringError(f"{said} fails: {_told(error)}. Correct the scorer.") from error
+    if len(given) != len(runs.features):
+        raise ScoringError(
+            f"{said} gives {len(given)} scores for {len(runs.features)} runs. It must return one Score a run, in the "
+            "order of runs.features."
+        )
+    for one, score in zip(runs.features, given, strict=True):
+        if not isinstance(score, Score):
+            raise ScoringError(f"{said} gives run {one.trajectory_id} a {type(score).__name__}; it must be a Score.")
+        # A number that the recording itself spoilt is told as such, by the caller.
+        if not _finite(score.reward, *score.parts.values()) and _finite(one.window_pnl):
+            numbers = {"reward": score.reward, **score.parts}
+            name, value = next((name, value) for name, value in numbers.items() if not _finite(value))
+            raise ScoringError(
+                f"{said} gives run {one.trajectory_id} the {name} {value!r}, which is no finite number. Correct the "
+                f"scorer, or the recording where its P&L ({one.window_pnl}) or capital ({one.capital}) is at fault."
+            )
+    return given
+
+
+def _finite(*values: Any) -> bool:
+    try:
+        return all(map(math.isfinite, values))
+    except (TypeError, OverflowError):  # no number, or one that no float holds
+        return False
 
 
 def registered() -> list[str]:

@@ -1,4 +1,6 @@
-"""What is looked for in stored scores: rewards that are no numbers, and windows whose rewards do not differ."""
+"""What is looked for in stored scores: rewards that are no numbers, windows whose rewards do not differ, and judges
+that are set aside.
+"""
 
 from collections.abc import Sequence
 
@@ -8,7 +10,8 @@ import sqlalchemy as sa
 
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.history import current_rows
-from babylon_rl.database.tables import scored_trajectories
+from babylon_rl.database.tables import judge_calibration, scored_trajectories
+from babylon_rl.scoring.calibration import SET_ASIDE
 
 
 def not_finite(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd.DataFrame:
@@ -33,3 +36,14 @@ def without_spread(connection: psycopg.Connection, window_ids: Sequence[str], to
     """
     rows = connection.execute(query, (list(window_ids), tolerance)).fetchall()
     return pd.DataFrame(rows, columns=["window_id", "scores", "reward"])
+
+
+def set_aside(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd.DataFrame:
+    """Windows whose judge is set aside, and why: window_id, judge, reason."""
+    columns = judge_calibration.c
+    statement = (
+        current_rows(judge_calibration, window_ids)
+        .where(columns.verdict == SET_ASIDE)
+        .with_only_columns(columns.window_id, columns.judge, columns.reason)
+    )
+    return read_frame(connection, statement)

@@ -17,19 +17,10 @@ from psycopg.rows import dict_row
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import scored_trajectories
-from babylon_rl.groups.advantages import SPREAD_TOLERANCE
-from babylon_rl.groups.build import NO_SPREAD, TRAINABLE
-from babylon_rl.training.alarms import (
-    Alarm,
-    BatchHealth,
-    Done,
-    Kind,
-    Response,
-    alarms_of,
-    health_of,
-    last_good,
-    respond,
-)
+from babylon_rl.groups.build import tolerance_in
+from babylon_rl.groups.health import Alarm, BatchHealth, Kind, alarms_of, health_of
+from babylon_rl.groups.statuses import NO_SPREAD, TRAINABLE
+from babylon_rl.training.alarms import Done, Response, last_good, respond
 from babylon_rl.training.runs import Checkpoint, TrainingRun, list_checkpoints
 from babylon_rl.windows import parse_window_id, shift_window
 
@@ -98,7 +89,9 @@ def check_batch(
 
 def statuses_of(groups: pd.DataFrame) -> Counter[str]:
     """Counts of the groups by status; equal rewards are no spread, also where values of actions make them trainable."""
-    equal = (groups["status"] == TRAINABLE) & (groups["reward_spread"].astype(float) < SPREAD_TOLERANCE)
+    made_with = groups["settings"] if "settings" in groups else [None] * len(groups)
+    tolerances = pd.Series([tolerance_in(one) for one in made_with], index=groups.index, dtype=float)
+    equal = (groups["status"] == TRAINABLE) & (groups["reward_spread"].astype(float) < tolerances)
     return Counter(groups["status"].mask(equal, NO_SPREAD))
 
 

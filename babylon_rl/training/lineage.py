@@ -84,7 +84,7 @@ def new_groups(connection: psycopg.Connection, run: TrainingRun, parent: Checkpo
 
 
 # Which groups `groups.snapshots.make_snapshot` would keep, from the scores: the groups themselves are large, and not
-# looked into here.
+# looked into here. Members are the scored rows that were not left out, under the rewards that the group was made with.
 _NEW_GROUPS = """
 WITH RECURSIVE line AS (
     SELECT checkpoint_id, parent_id, snapshot_id FROM babylon_rl.checkpoints WHERE checkpoint_id = %(parent)s
@@ -96,22 +96,30 @@ trained AS (
     SELECT DISTINCT unnest(s.window_ids) AS window_id FROM line JOIN babylon_rl.snapshots s USING (snapshot_id)
 ),
 gathered AS (
-    SELECT g.window_id, g.group_digest, g.scorer FROM babylon_rl.art_groups g
+    SELECT g.window_id, g.group_digest, g.scorer, g.left_out, g.judge_verdict = 'set_aside' AS set_aside,
+           greatest((g.settings->>'tolerance')::float8, %(tolerance)s) AS tolerance
+    FROM babylon_rl.art_groups g
     WHERE g.superseded_at IS NULL AND g.status = 'trainable' AND g.window_id BETWEEN %(first)s AND %(last)s
       AND NOT EXISTS (SELECT 1 FROM trained t WHERE t.window_id = g.window_id)
 ),
+out AS (
+    SELECT g.window_id, o.value->>'trajectory_id' AS trajectory_id
+    FROM gathered g CROSS JOIN jsonb_array_elements(g.left_out) o
+),
 members AS (
-    SELECT s.window_id, s.reward,
-           CASE WHEN %(all_actions)s AND s.action_values IS NOT NULL THEN
+    SELECT s.window_id, g.tolerance, CASE WHEN s.scorer = g.scorer THEN s.reward ELSE s.outcome_score END AS reward,
+           CASE WHEN %(all_actions)s AND s.scorer = g.scorer AND s.action_values IS NOT NULL THEN
                (SELECT max(value::float8) - min(value::float8) FROM jsonb_each_text(s.action_values)) END AS values
     FROM gathered g JOIN babylon_rl.scored_trajectories s
-      ON s.window_id = g.window_id AND s.scorer = g.scorer AND s.superseded_at IS NULL
+      ON s.window_id = g.window_id AND s.superseded_at IS NULL AND (s.scorer = g.scorer OR g.set_aside)
     WHERE s.provenance = 'logged' AND string_to_array(s.checkpoint, ',') <@ %(admitted)s::text[]
+      AND NOT EXISTS (
+          SELECT 1 FROM out o WHERE o.window_id = s.window_id AND o.trajectory_id = s.trajectory_id)
 ),
 spread AS (
     SELECT window_id,
-           CASE WHEN count(values) > 0 THEN max(values) >= %(tolerance)s
-                ELSE count(*) > 1 AND max(reward) - min(reward) >= %(tolerance)s END AS trains
+           CASE WHEN count(values) > 0 THEN max(values) >= min(tolerance)
+                ELSE count(*) > 1 AND max(reward) - min(reward) >= min(tolerance) END AS trains
     FROM members GROUP BY window_id
 )
 SELECT g.window_id, g.group_digest, coalesce(s.trains, false)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from babylon_rl.training.alarms import AlarmLimits
+from babylon_rl.groups.health import AlarmLimits
 
 # Share of the learning rate that is left after the decay.
 DECAYED_TO = 0.1
@@ -29,6 +29,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     it is taken away. What the policy learns is then when to give which, and not to give one of them always, which is
     the direction in which small models drift first. None switches it off.
 
+    `dropout_target`, `max_dropout`: members of an update above which some are left out, and the share of them that is
+    left out at most (`groups.dropout`; where they are not set, its defaults). Not set, they are no part of the digest.
+
     `alarms`: when a batch raises an alarm, and how the run answers it.
     """
 
@@ -51,6 +54,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stale_limit: int = 0
     temperature: float = 1.0
     exploration: float = 0.0
+    dropout_target: int | msgspec.UnsetType = msgspec.UNSET
+    max_dropout: float | msgspec.UnsetType = msgspec.UNSET
     alarms: AlarmLimits = AlarmLimits()
 
     def rate_at(self, step: int) -> float:

@@ -31,7 +31,7 @@ from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, r
 from babylon_rl.training.trainer import TrainerRequest, TrainerResult, finished
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
-DATA = ("windows", "market_outcomes", "scored_trajectories", "art_groups")
+DATA = ("windows", "market_outcomes", "scored_trajectories", "judge_calibration", "art_groups")
 
 Launch = Callable[[TrainerRequest], TrainerResult]
 

@@ -9,9 +9,10 @@ import dagster as dg
 import pytest
 from dagster._serdes import serialize_value
 
-from babylon_rl.defs.metadata.data import groups_metadata, outcomes_metadata, scores_metadata, windows_metadata
+from babylon_rl.defs.metadata.data import groups_metadata, outcomes_metadata, windows_metadata
 from babylon_rl.defs.metadata.models import checkpoints_metadata, evaluations_metadata
 from babylon_rl.defs.metadata.plots import INLINE, bars, curves, intervals
+from babylon_rl.defs.metadata.scores import scores_metadata
 from babylon_rl.defs.metadata.tables import LONGEST_CELL, MOST_ROWS, counted, figures, table
 
 WINDOW = "2025-01-15T10:00"
@@ -210,6 +211,60 @@ def test_provenance_and_checkpoint_are_columns_where_they_differ():
     assert found["checkpoint that played"] == "1 none recorded, 1 run@0"
 
 
+def scored(**changes) -> list[dict]:
+    """The rows of a window in which one bought ACME, one sold it and one held."""
+    acted = [("BUY ACME", {"ACME": 100.0}), ("HOLD", {}), ("SELL ACME", {"ACME": -50.0})]
+    return [
+        score_row(n, features={"window_pnl": 10.0 - n, "acted": did, "exposure": moved,
+                               "notional": {name: abs(dollars) for name, dollars in moved.items()}}, **changes)
+        for n, (did, moved) in enumerate(acted, start=1)
+    ]  # fmt: skip
+
+
+def test_the_best_stands_beside_the_worst_with_what_the_market_then_did():
+    rows = scored(counterfactuals={"flat": 0.0, "hold": None, "best": 0.75}, outcome_score=-0.5)
+    found = scores_metadata(WINDOW, rows, [outcome_row("ACME"), outcome_row("BOLT")])
+    assert (found["best"], found["worst"]) == ("agent-1: earned 1", "agent-3: earned 3")
+    assert found["best beside worst"].value.splitlines() == [
+        "|  | 1. agent-1 | 3. agent-3 |",
+        "|---|---|---|",
+        "| did | BUY ACME | SELL ACME |",
+        "| traded | +$100.00 of ACME | -$50.00 of ACME |",
+        "| market then | ACME 100.00 to 105.00, +5.0 % | ACME 100.00 to 105.00, +5.0 % |",
+        "| earned | +$9.00, reward -0.50000 | +$7.00, reward -2.50000 |",
+        "| not done | flat +0.0000, best +0.7500 | flat +0.0000, best +0.7500 |",
+    ]
+    assert found["regret mean"] == 1.25
+
+
+def test_what_a_judge_said_and_what_could_be_had_are_columns_where_there_is_any():
+    plain = records(scores_metadata(WINDOW, scored())["agents by reward"])
+    assert set(plain[0]) == {"rank", "agent_id", "pnl", "reward", "reason"}
+    rows = scored(process_score=0.5, hindsight_score=0.75, outcome_score=0.25, counterfactuals={"best": 1.0})
+    rows[1]["injection_signs"] = ["asks for a score", "closes the fence"]
+    found = scores_metadata(WINDOW, rows)
+    first, second, _ = records(found["agents by reward"])
+    told = ("outcome_score", "process_score", "hindsight_score", "best", "regret", "injection_signs")
+    assert [first[name] for name in told] == [0.25, 0.5, 0.75, 1.0, 0.75, None]
+    assert second["injection_signs"] == "asks for a score, closes the fence"
+    assert found["runs with injection signs"] == 1
+
+
+def test_of_equal_rewards_and_of_one_run_none_is_the_best():
+    for rows in (scored(reward=0.5), scored()[:1], scored(provenance="no_capital")):
+        assert not {"best", "worst", "best beside worst"} & set(scores_metadata(WINDOW, rows))
+
+
+def test_the_side_by_side_stands_inline_and_holds_words_alone_whatever_agents_wrote():
+    rows = scored(agent_id=NASTY)
+    for row in rows:
+        row["features"] |= {"acted": NASTY, "notional": {NASTY: 1.0}, "exposure": {NASTY: -1.0}}
+    shown = scores_metadata(WINDOW, rows, [outcome_row(NASTY)])["best beside worst"].value
+    assert len(shown) < INLINE
+    assert {line.count("|") for line in shown.splitlines()} == {4}
+    assert not any(part in shown for part in ("<", "`", "[", "\\", "_", "*", "#", "//", "%41"))
+
+
 def test_groups_show_advantages_and_who_was_left_out_and_why():
     found = groups_metadata(WINDOW, [group_row(2, left_out=1)])
     best, _ = records(found["members by advantage"])
@@ -218,6 +273,28 @@ def test_groups_show_advantages_and_who_was_left_out_and_why():
     assert (found["members"], found["members left out"]) == (2, 1)
     empty = groups_metadata(WINDOW, [group_row(0, status="not_ready", reward_mean=None, reward_spread=None)])
     assert empty["status"] == "not_ready" and empty["left out"] == "nobody" and "reward mean" not in empty
+
+
+def test_groups_show_baselines_the_agents_share_alarms_and_the_judges_verdict():
+    alarm = {"kind": "all_hold", "detail": "HOLD 100 %", "value": 1.0, "limit": 0.95}
+    settings = {"agent_baseline": "shrunken", "history": {"windows": 40, "last": WINDOW, "shrinkage": 12.5}}
+    row = group_row(2, 3, alarms=[alarm], settings=settings, judge_verdict="set_aside", agent_share=0.625)
+    for one, reason in zip(row["left_out"], ("leak: a price ('105.3')", *["max_per_group: 2 of 4"] * 2), strict=True):
+        one["reason"] = reason
+    row["group"]["members"][1]["baseline"] = -0.02
+    found = groups_metadata(WINDOW, [row])
+    best, other = records(found["members by advantage"])
+    assert (best["baseline"], other["baseline"]) == (-0.02, 0.0)
+    assert records(found["alarms"]) == [alarm] and found["alarms raised"] == 1
+    assert (found["judge"], found["agent share"]) == ("set_aside", 0.625)
+    assert found["baselines from"] == f"40 windows up to {WINDOW}, shrinkage 12.5"
+    assert found["left out by reason"] == "2 max_per_group, 1 leak"
+    alike = {**settings, "history": {**settings["history"], "shrinkage": None}}
+    assert "agents do not differ" in groups_metadata(WINDOW, [group_row(2, settings=alike)])["baselines from"]
+    for without in (None, {"agent_baseline": "shrunken"}, {**settings, "agent_baseline": "none"}):
+        shown = groups_metadata(WINDOW, [group_row(2, settings=without, judge_verdict=None, agent_share=None)])
+        assert (shown["baselines from"], shown["alarms"], shown["judge"]) == ("none", "none", "none asked")
+        assert "agent share" not in shown
 
 
 def test_an_update_shows_its_parent_its_windows_its_curves_and_its_batch():

@@ -66,7 +66,7 @@ def test_a_window_that_fails_is_told_and_the_others_are_written_until_it_is_mend
     result = materialize(database, instance, span(ids[0], ids[-1]))
     assert result.success
     after = {table: current(database, table) for table in DATA_ASSETS}
-    for table in ("scored_trajectories", "art_groups"):
+    for table in ("scored_trajectories", "judge_calibration", "art_groups"):
         assert {w for w in ids if after[table][w] != before[table][w]} == {ids[2]}
     evaluation = checked(result, "scored_trajectories")["all_windows_computed"]
     assert not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
@@ -82,7 +82,7 @@ def test_a_window_that_fails_is_told_and_the_others_are_written_until_it_is_mend
     # A run of the window alone has nothing to show for it.
     assert not materialize(database, instance, {"dagster/partition": ids[1]}).success
     with database.connect() as connection:
-        assert len(open_failures(connection, DATA_ASSETS)) == 2
+        assert len(open_failures(connection, DATA_ASSETS)) == 3
         for trajectory_id, text in told:
             connection.execute(
                 'UPDATE trajectories SET "stepsJson" = %s WHERE "trajectoryId" = %s', (text, trajectory_id)
@@ -213,12 +213,12 @@ def test_what_became_stale_without_a_run_is_shown_once_and_cleared(database, ins
     change(database, 'DELETE FROM trajectories WHERE "windowId" = %s AND "agentId" = %s', ids[1], "agent-1")
     assert materialize(database, instance, {"dagster/partition": ids[1]}, ["windows"]).success
     cursor, events = tick(cursor)
-    assert events == 2 and not shown().passed and shown().severity == dg.AssetCheckSeverity.WARN
+    assert events == 3 and not shown().passed and shown().severity == dg.AssetCheckSeverity.WARN
     assert shown().metadata["window_ids"].value == [ids[1]]
     before = current(database, "art_groups")
     assert materialize(database, instance, {"dagster/partition": ids[1]}).success and shown().passed
     assert {w for w, row in current(database, "art_groups").items() if row != before[w]} == {ids[1]}
-    assert tick(cursor)[1] == 2 and shown().passed
+    assert tick(cursor)[1] == 3 and shown().passed
 
 
 def test_equal_rewards_and_missing_rejected_rows_are_found_in_their_windows(database):

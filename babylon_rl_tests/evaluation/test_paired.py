@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.errors import EmptyWindowError, RecordingError
-from babylon_rl.evaluation.paired import mean_interval, paired_effect, student_t
+from babylon_rl.evaluation.paired import mean_interval, paired_effect
 
 
 def arm(values, start=0):
@@ -59,10 +59,3 @@ def test_what_is_no_number_or_not_one_a_window_is_refused():
     doubled = pd.concat([arm([1.0, 2.0]), arm([1.0])])
     with pytest.raises(RecordingError, match="twice"):
         paired_effect(doubled, arm([0.0, 0.0]), 0)
-
-
-@pytest.mark.parametrize(
-    ("degrees", "value"), [(1, 12.706), (4, 2.776), (6, 2.447), (7, 2.3646), (9, 2.2622), (30, 2.0423)]
-)
-def test_students_t_is_the_tables(degrees, value):
-    assert student_t(degrees) == pytest.approx(value, abs=1e-3)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.errors import TrainingError
-from babylon_rl.groups.advantages import center_by_action, has_spread, leave_one_out
+from babylon_rl.groups.advantages import center_by_action, centred_twice, has_spread, leave_one_out
 from babylon_rl.groups.variance import eta_squared
 
 rewards_of = st.lists(st.floats(-1, 1), min_size=2, max_size=12)
@@ -38,6 +38,30 @@ def test_an_advantage_does_not_depend_on_the_order_of_the_rewards(rewards, rando
     random.shuffle(order)
     advantages, moved = leave_one_out(rewards), leave_one_out([rewards[i] for i in order])
     assert moved == [advantages[i] for i in order]
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=12), st.randoms())
+def test_advantages_less_baselines_sum_to_zero_in_any_order(pairs, random):
+    made = centred_twice(*zip(*pairs, strict=True))
+    assert abs(math.fsum(made)) < 1e-11
+    moved = list(enumerate(pairs))
+    random.shuffle(moved)
+    assert centred_twice(*zip(*(pair for _, pair in moved), strict=True)) == [made[i] for i, _ in moved]
+
+
+@pytest.mark.parametrize("rewards", [[0.1] * 3, [0.7] * 7, [0.1, 0.1 + 1e-9]])
+def test_equal_rewards_give_exactly_no_advantage_whatever_the_baselines(rewards):
+    for baselines in ([0.0] * len(rewards), [0.1 * i for i in range(len(rewards))]):
+        assert centred_twice(rewards, baselines) == [0.0] * len(rewards)
+
+
+def test_residuals_that_are_equal_but_for_rounding_give_none():
+    assert centred_twice([0.1, 0.3], [0.0, 0.3 - 0.1 + 1e-16]) == [0.0, 0.0]
+
+
+def test_rewards_within_the_scorers_noise_are_equal():
+    assert centred_twice([0.1, 0.15], [0.0, 0.0], tolerance=0.1) == [0.0, 0.0]
+    assert centred_twice([0.1, 0.25], [0.0, 0.0], tolerance=0.1) == pytest.approx([-0.15, 0.15])
 
 
 @pytest.mark.parametrize("rewards", [[1.0], [], [1.0, math.nan], [1.0, math.inf]])

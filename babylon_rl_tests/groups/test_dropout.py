@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.errors import SettingsError
-from babylon_rl.groups.dropout import choose, drop, dropout_rate
+from babylon_rl.groups.dropout import choose, drop, drop_of_batch, dropout_rate
 from babylon_rl_tests.recording.runs import WINDOW
 
 IDS = st.sets(st.text(max_size=6), max_size=60)
@@ -48,3 +48,16 @@ def test_windows_and_seeds_leave_others_out():
     ids = [f"agent-{number}" for number in range(40)]
     choices = {tuple(drop(ids, 0.5, window, seed)[1]) for window in (WINDOW, "2025-01-15T11:00") for seed in (0, 1)}
     assert len(choices) == 4
+
+
+@given(st.dictionaries(st.sampled_from([WINDOW, "2025-01-15T11:00"]), IDS), st.floats(0, 1), st.integers(0, 5))
+def test_of_a_batch_the_share_is_of_all_windows_together_in_any_order(by_window, rate, seed):
+    members = [(window_id, one) for window_id, ids in by_window.items() for one in sorted(ids)]
+    out = drop_of_batch(members, rate, seed)
+    assert out <= set(members) and rate * len(members) - 1 < len(out) <= rate * len(members) + 1e-6
+    assert drop_of_batch(members[::-1], rate, seed) == out
+
+
+def test_a_small_rate_leaves_somebody_out_though_each_window_is_small():
+    members = [(WINDOW, f"{place}-{number}") for place in range(40) for number in range(4)]
+    assert len(drop_of_batch(members, 0.1, 0)) == 16

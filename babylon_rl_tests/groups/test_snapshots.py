@@ -5,10 +5,11 @@ import msgspec
 import pytest
 
 from babylon_rl.errors import SettingsError, TrainingError
+from babylon_rl.groups.advantages import leave_one_out
 from babylon_rl.groups.build import build_group
 from babylon_rl.groups.provenance import Lineage
 from babylon_rl.groups.snapshots import action_of, load_snapshot, make_snapshot, minibatch_of, save_snapshot
-from babylon_rl.groups.trained_view import decode_group
+from babylon_rl.groups.trained_view import Decision, Group, Member, decode_group, digest_of
 from babylon_rl.scoring.scorers import score_window
 from babylon_rl_tests.scoring import made
 
@@ -164,6 +165,120 @@ def test_a_member_is_labelled_by_what_it_answered(responses, label):
     member = batch()[0].members[0]
     decisions = [msgspec.structs.replace(member.decisions[0], response=response) for response in responses]
     assert action_of(msgspec.structs.replace(member, decisions=decisions)) == label
+
+
+def with_baselines(one, *baselines):
+    members = [msgspec.structs.replace(m, baseline=b) for m, b in zip(one.members, baselines, strict=False)]
+    return msgspec.structs.replace(one, members=[*members, *one.members[len(members) :]])
+
+
+def test_baselines_are_taken_off_also_where_members_are_left_out_since():
+    mixed = with_baselines(group(10, [5.0, -5.0, 0.0, 9.0], {3: "gpt"}), 0.004, -0.001)
+    snapshot = make_snapshot([mixed], "demo", SETTINGS, 1, lineage=Lineage("demo", {"demo@0": 0}, current=0))
+    (made_of,) = snapshot.groups
+    residuals = [member.reward - taken for member, taken in zip(mixed.members, (0.004, -0.001, 0.0), strict=False)]
+    assert [m.advantage for m in made_of.members] == pytest.approx(leave_one_out(residuals))
+    assert [m.taken_off for m in made_of.members] == [0.004, -0.001, 0.0]
+    assert snapshot.content.count('"baseline"') == 2
+
+
+def test_with_all_actions_a_baseline_changes_nothing_not_even_the_id():
+    first = batch()[0]
+    valued = msgspec.structs.replace(
+        first,
+        members=[msgspec.structs.replace(m, action_values=[0.1 * i, -0.1, 0.0]) for i, m in enumerate(first.members)],
+    )
+    settings = {**SETTINGS, "advantages": "all_actions"}
+    plain = make_snapshot([valued], "demo", settings, 1)
+    assert make_snapshot([with_baselines(valued, 0.5, 0.1)], "demo", settings, 1).content == plain.content
+
+
+@pytest.mark.parametrize(("count", "reward"), [(3, 0.1), (7, 0.7)])
+def test_equal_rewards_train_nothing_whatever_the_baselines(count, reward):
+    equal = group(10, [1.0 + number for number in range(count)])
+    equal = msgspec.structs.replace(equal, members=[msgspec.structs.replace(m, reward=reward) for m in equal.members])
+    with pytest.raises(TrainingError, match="1 no_spread"):
+        make_snapshot([with_baselines(equal, 0.3, -0.3)], "demo", SETTINGS, 1)
+
+
+def test_rewards_within_the_noise_of_the_groups_scorer_train_nothing():
+    noisy = msgspec.structs.replace(batch()[0], tolerance=0.5)
+    snapshot = make_snapshot([noisy, *batch()[1:]], "demo", SETTINGS, 1)
+    assert snapshot.left_out == {"no_spread": 1} and len(snapshot.groups) == 2
+
+
+def plain_group(hour, rewards):
+    """A group that depends on no scorer, so that its digest stays."""
+    window_id, own = f"2026-01-05T{hour}:00", []
+    for place, reward in enumerate(rewards):
+        decision = Decision(
+            call_id=f"{window_id}-{place}-call", system_prompt="You trade.", user_prompt=f"{window_id}-{place}-call",
+            response=("BUY", "SELL", "HOLD")[place % 3], token_ids=[4, 2], logprobs=[-0.7, 0.0], prompt_token_ids=[1],
+            choices=["BUY", "SELL", "HOLD"], temperature=1.0, top_p=1.0, exploration=0.1,
+        )  # fmt: skip
+        own.append(
+            Member(trajectory_id=f"{window_id}-{place}", agent_id=f"agent-{place}", reward=reward, advantage=0.0,
+                   checkpoint="run@0", decisions=[decision], action_values=[reward, -reward, 0.0])
+        )  # fmt: skip
+    return Group(window_id=window_id, scorer="alpha", scorer_version="1", members=own)
+
+
+@pytest.mark.parametrize(
+    ("advantages", "snapshot_id"),
+    [
+        ("leave_one_out", "989190535467cc65ab2c0f0d1b5396248306a7d69140676ae5c5d036ef322681"),
+        ("all_actions", "9d191742268791ceef8d05127a8490023e82a976190f269ec3ef35ba51711006"),
+    ],
+)
+def test_what_is_stored_without_baselines_and_dropout_keeps_its_name(advantages, snapshot_id):
+    """Digests that stand in databases; training goes on from them."""
+    groups = [plain_group(10, [0.5, -0.5, 0.25]), plain_group(11, [0.125, 0.5, -0.25])]
+    assert digest_of(groups[0]) == "5d182b016c435cef70552cbb6c2908b00c78ab79ac60aa4a1d98211b05455821"
+    assert make_snapshot(groups, "run", {"advantages": advantages}, 1).snapshot_id == snapshot_id
+
+
+# --- dropout -----------------------------------------------------------------------------------------
+
+
+def dropped(groups, target, most=0.3, seed=1, **settings):
+    given = {**SETTINGS, "dropout_target": target, "max_dropout": most, **settings}
+    return make_snapshot(groups, "demo", given, seed)
+
+
+def test_a_batch_up_to_the_target_is_taken_whole():
+    whole = dropped(batch(), 9)
+    assert sum(len(one.members) for one in whole.groups) == 9 and whole.left_out == {}
+    assert "dropout" not in whole.settings
+
+
+def test_a_larger_batch_loses_members_by_seed_and_says_so():
+    snapshot = dropped(batch(), 8, 0.5)
+    assert snapshot.left_out == {"members dropout": 1}
+    assert snapshot.settings["dropout"] == {
+        "target": 8, "max_dropout": 0.5, "members": 9, "rate": pytest.approx(1 / 9), "left_out": 1
+    }  # fmt: skip
+    for one in snapshot.groups:
+        assert abs(math.fsum(m.advantage for m in one.members)) < 1e-15
+    turned = [msgspec.structs.replace(one, members=one.members[::-1]) for one in reversed(batch())]
+    assert dropped(turned, 8, 0.5).snapshot_id == snapshot.snapshot_id
+    kept = {frozenset(m.trajectory_id for one in dropped(batch(), 8, 0.5, seed).groups for m in one.members)
+            for seed in range(6)}  # fmt: skip
+    assert len(kept) > 1
+
+
+def test_a_window_of_which_one_member_is_left_goes_with_its_reason():
+    groups = [group(10, [5.0, -5.0]), group(11, [1.0, 2.0]), group(12, [4.0, 0.5])]
+    for seed in range(8):
+        snapshot = dropped(groups, 2, 0.2, seed)
+        assert snapshot.left_out == {"members dropout": 1, "too_few_members": 1} and len(snapshot.groups) == 2
+
+
+def test_members_that_are_not_admitted_do_not_count_for_the_target():
+    mixed = group(10, [5.0, -5.0, 0.0, 9.0], {3: "gpt"})
+    snapshot = make_snapshot(
+        [mixed], "demo", {**SETTINGS, "dropout_target": 3}, 1, lineage=Lineage("demo", {"demo@0": 0}, current=0)
+    )
+    assert snapshot.left_out == {"members foreign_model": 1}
 
 
 def test_a_stored_snapshot_comes_back_the_same_and_a_second_save_changes_nothing(database):

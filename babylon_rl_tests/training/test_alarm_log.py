@@ -160,3 +160,5 @@ def test_equal_rewards_are_no_spread_also_where_values_make_the_group_trainable(
         {"status": ["trainable", "trainable", "no_spread", "not_ready"], "reward_spread": [0.02, 0.0, 0.0, None]}
     )
     assert statuses_of(groups) == {"trainable": 1, "no_spread": 2, "not_ready": 1}
+    # Of rewards within the noise that the group was made with, too.
+    assert statuses_of(groups.assign(settings=[{"tolerance": 0.1}] * 4)) == {"no_spread": 3, "not_ready": 1}

@@ -3,7 +3,10 @@
 import msgspec
 import pytest
 
-from babylon_rl.training.alarms import AlarmLimits, BatchHealth, alarms_of, health_of, label_of, last_good, respond
+from babylon_rl.evaluation.measured import entries, measured_for
+from babylon_rl.groups.health import AlarmLimits, BatchHealth, alarms_of, health_of, label_of
+from babylon_rl.plans import PLANS, plan_digest
+from babylon_rl.training.alarms import last_good, respond
 from babylon_rl.training.recipe import Recipe
 
 LIMITS = AlarmLimits()
@@ -117,3 +120,17 @@ def test_a_run_that_was_stored_before_there_were_alarms_still_has_its_recipe():
     stored = Recipe().as_json()
     del stored["alarms"]
     assert msgspec.convert(stored, Recipe) == Recipe()
+
+
+def test_settings_of_the_dropout_are_part_of_a_recipe_only_where_they_are_set():
+    assert "dropout" not in str(Recipe().as_json())
+    other = Recipe(dropout_target=64, max_dropout=0.5)
+    assert other.as_json()["dropout_target"] == 64 and other.digest() != Recipe().digest()
+    assert msgspec.convert(other.as_json(), Recipe) == other
+    assert msgspec.json.decode(msgspec.json.encode(Recipe()), type=Recipe) == Recipe()
+
+
+def test_the_measurements_that_the_package_comes_with_are_of_its_plans():
+    named = [entry.base_model for entry in entries()]
+    assert "smollm2-135m" in named
+    assert all(measured_for(base_model, plan_digest(PLANS[base_model])) for base_model in named)

@@ -4,11 +4,14 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import pandas as pd
 import pytest
 
 from babylon_rl.database.bulk import read_frame
-from babylon_rl.database.history import current_rows
-from babylon_rl.database.tables import art_groups
+from babylon_rl.database.history import current_rows, replace_windows
+from babylon_rl.database.tables import art_groups, scored_trajectories
+from babylon_rl.groups.build import GroupSettings, build_group
+from babylon_rl.groups.leaks import Leak
 from babylon_rl.groups.snapshots import make_snapshot
 from babylon_rl.groups.trained_view import decode_group
 from babylon_rl.training.alarm_log import exploration_for, list_alarms
@@ -16,6 +19,7 @@ from babylon_rl.training.due import MOST_ATTEMPTS, WAITS, Attempt, DueUpdate, du
 from babylon_rl.training.lineage import lineage_at, new_groups, state_before
 from babylon_rl.training.runs import start_run
 from babylon_rl.windows import parse_window_id, shift_window
+from babylon_rl_tests.scoring import made
 from babylon_rl_tests.training.rounds import ONE_SIDED, SIZE, OpenRun, plant, window
 
 PARTITIONS_START = "2024-01-01T00:00"
@@ -166,6 +170,78 @@ def test_what_counts_as_new_is_what_the_snapshot_would_keep(database, tmp_path, 
     groups = [decode_group(group) for group in rows[rows["status"] == "trainable"]["group"]]
     kept = make_snapshot(groups, "run", opened.run.recipe.as_json(), 0, lineage=lineage).window_ids
     assert tuple(new.digests) == kept and 3 < len(kept) < len(groups) == len(kept) + new.not_admitted
+
+
+def made_again(database, window_id: str, **choices) -> None:
+    """Build the window's group anew, from its stored scores, with other choices."""
+    with database.connect() as connection:
+        scored = read_frame(connection, current_rows(scored_trajectories, [window_id]))
+        before = decode_group(read_frame(connection, current_rows(art_groups, [window_id]))["group"][0])
+        said = {member.trajectory_id: (member.decisions[0].response, member.checkpoint) for member in before.members}
+        runs = [
+            made.trajectory(name, verb, window_id=window_id, calls=[made.call(name, verb, checkpoint=checkpoint)])
+            for name, (verb, checkpoint) in said.items()
+        ]
+        recorded = made.recorded(*runs, window_id=window_id)
+        row = build_group({"status": "ready", "reason": ""}, recorded, scored, **choices)
+        replace_windows(connection, art_groups, [window_id], pd.DataFrame([row], dtype=object))
+
+
+def judged(database, window_id: str, reward: str) -> None:
+    """Make the window's scores those of a judge."""
+    with database.connect() as connection:
+        connection.execute(
+            "UPDATE babylon_rl.scored_trajectories SET scorer = 'ruler', action_values = NULL, reward = CASE %s "
+            "WHEN 'equal' THEN 0.5 ELSE rank END WHERE window_id = %s",
+            (reward, window_id),
+        )
+
+
+ASIDE = {"verdict": "set_aside", "reason": "below its floor", "judge": "m"}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_counts_as_new_is_what_the_snapshot_would_keep_however_groups_are_made(database, tmp_path, seed):
+    opened = OpenRun(database, tmp_path, advantages="leave_one_out", windows_per_update=1, stale_limit=0)
+    stream = random.Random(seed)
+    for place in range(20):
+        verbs = stream.choices(("BUY", "SELL", "HOLD"), k=4)
+        plant(database, [window(place)], verbs, stream.choices(("run@0", "other@3"), (3, 1), k=4))
+        if place % 2:
+            judged(database, window(place), stream.choice(("equal", "rank")))
+        made_again(
+            database,
+            window(place),
+            verdict=stream.choice((None, ASIDE)),
+            settings=GroupSettings(max_per_group=stream.choice((0, 2, 3)), seed=seed),
+            tolerance=stream.choice((1e-6, 1e-3)),
+            leaks=stream.choice((None, {f"{window(place)}-1": [Leak("a price", "105.3", 0)]})),
+        )
+    with database.connect() as connection:
+        parent = state_before(connection, opened.run, window(20))
+        new = new_groups(connection, opened.run, parent, window(20))
+        rows = read_frame(connection, current_rows(art_groups))
+        lineage = lineage_at(connection, opened.run, parent, window(20))
+    groups = [decode_group(group) for group in rows[rows["status"] == "trainable"]["group"]]
+    kept = make_snapshot(groups, "run", opened.run.recipe.as_json(), 0, lineage=lineage).window_ids
+    assert tuple(new.digests) == kept and 3 < len(kept) < len(groups) == len(kept) + new.not_admitted
+
+
+def test_a_group_whose_judge_is_set_aside_counts_as_new_by_alphas_rewards(opened):
+    opened.play(0, 1)
+    for place in (0, 1):
+        judged(opened.database, window(place), "equal")
+    made_again(opened.database, window(0))
+    made_again(opened.database, window(1), verdict=ASIDE)
+    (said,) = due(opened)[1]
+    assert said == "run: 1 of 2 new groups."
+
+
+def test_a_group_that_is_refused_for_its_agents_is_not_new(opened):
+    opened.play(0)
+    with opened.database.connect() as connection:
+        connection.execute("UPDATE babylon_rl.art_groups SET status = 'agent_bias'")
+    assert due(opened)[1] == ["run: 0 of 2 new groups."]
 
 
 def test_groups_that_another_model_played_are_told_and_never_ask_for_an_update(opened):

@@ -14,6 +14,7 @@ Json = postgresql.JSONB(none_as_null=True)
 Time = sa.DateTime(timezone=True)
 
 SCORED, GROUPS = "scored_trajectories", "art_groups"
+STATUSES = "trainable | too_few_members | no_spread | not_ready"
 
 
 def _columns() -> list[tuple[str, sa.Column]]:
@@ -171,9 +172,23 @@ def upgrade() -> None:
     )
     for table, column in _columns():
         op.add_column(table, column, schema="babylon_rl")
+    _say_statuses(f"{STATUSES} | agent_bias", STATUSES)
+
+
+def _say_statuses(comment: str, before: str) -> None:
+    op.alter_column(
+        GROUPS,
+        "status",
+        existing_type=sa.Text(),
+        existing_nullable=False,
+        comment=comment,
+        existing_comment=before,
+        schema="babylon_rl",
+    )
 
 
 def downgrade() -> None:
+    _say_statuses(STATUSES, f"{STATUSES} | agent_bias")
     for table, column in reversed(_columns()):
         op.drop_column(table, column.name, schema="babylon_rl")
     op.drop_index(

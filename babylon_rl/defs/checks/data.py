@@ -1,11 +1,11 @@
-"""Checks on the four data assets: expected states are warnings, corruption stops what comes after."""
+"""Checks on the five data assets: expected states are warnings, corruption stops what comes after."""
 
 from babylon_rl.defs.checks.results import Check, all_windows_computed, checks_of, in_ours, rows_are_current
 from babylon_rl.groups.advantages import SPREAD_TOLERANCE
-from babylon_rl.groups.verification import altered_groups, not_trainable
+from babylon_rl.groups.verification import alarming, altered_groups, not_trainable
 from babylon_rl.outcomes.windows import provisional
 from babylon_rl.recording.accounting import not_ready, unaccounted
-from babylon_rl.scoring.verification import not_finite, without_spread
+from babylon_rl.scoring.verification import not_finite, set_aside, without_spread
 
 WINDOWS = (
     Check(
@@ -57,12 +57,33 @@ SCORED_TRAJECTORIES = (
     rows_are_current("scored_trajectories"),
 )
 
+JUDGE_CALIBRATION = (
+    Check(
+        "judge_holds_its_floors",
+        "No judge of these windows is set aside: each agrees with alpha and with itself as far as it must, or is "
+        "unproven.",
+        in_ours(set_aside),
+        "Nothing must be done: the groups of these windows take the rewards of alpha. To use a judge, change its model "
+        "or rubric (JUDGE_MODEL, BABYLON_RL_JUDGE_RUBRIC); the floors are BABYLON_RL_JUDGE_FLOOR and "
+        "BABYLON_RL_JUDGE_REPEAT_FLOOR.",
+    ),
+    all_windows_computed("judge_calibration"),
+    rows_are_current("judge_calibration"),
+)
+
 ART_GROUPS = (
     Check(
         "group_is_trainable",
         "The window is ready and its group has members with rewards that differ.",
         in_ours(not_trainable),
         "Nothing, mostly: such a window is left out of training. `left out` in the asset's metadata says who and why.",
+    ),
+    Check(
+        "agents_act",
+        "The window's agents do not all hold, pay more in fees than trading can earn, or answer with no action.",
+        in_ours(alarming),
+        "Nothing for single windows: they are trained on as they are. Where it is most of them, the policy collapses: "
+        "`learning_is_steady` of trained_checkpoints says what the run does about it.",
     ),
     Check(
         "trained_text_is_recorded",
@@ -80,6 +101,7 @@ DATA_CHECKS: dict[str, tuple[Check, ...]] = {
     "windows": WINDOWS,
     "market_outcomes": MARKET_OUTCOMES,
     "scored_trajectories": SCORED_TRAJECTORIES,
+    "judge_calibration": JUDGE_CALIBRATION,
     "art_groups": ART_GROUPS,
 }
 data_checks = [checks_of(asset, *checks) for asset, checks in DATA_CHECKS.items()]

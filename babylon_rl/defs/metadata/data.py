@@ -10,8 +10,8 @@ from babylon_rl.defs.metadata.tables import Rows, cell, counted, differing, doll
 NO_ROW = {"status": "no row", "reason": "the window was not computed in this run"}
 COUNTS = ("agents", "recorded", "usable", "trainable", "rejected", "misnamed")
 OUTCOME = ("instrument", "open", "close", "change", "outcome", "settled", "source")
-AGENT = ("rank", "agent_id", "pnl", "reward", "reason")
-MEMBER = ("agent_id", "reward", "advantage", "answer")
+MEMBER = ("agent_id", "reward", "baseline", "advantage", "answer")
+ALARM = ("kind", "detail", "value", "limit")
 LEFT_OUT = ("agent_id", "reason", "trajectory_id")
 
 
@@ -63,41 +63,17 @@ def outcomes_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
     }
 
 
-def scores_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
-    """Agents with P&L, reward, rank and reason, the best first, and their P&L as bars."""
-    if not rows:
-        return {"status": "no scores", "reason": "no usable run was recorded; `windows` says why"}
-    agents = [{**row, "pnl": row["features"]["window_pnl"]} for row in sorted(rows, key=lambda row: row["rank"])]
-    pnls = [agent["pnl"] for agent in agents]
-    rewards = [agent["reward"] for agent in agents]
-    return {
-        "status": "scored",
-        "reason": f"{len(agents)} runs, rewards from {min(rewards):+.5f} to {max(rewards):+.5f}",
-        "agents by reward": table(agents, (*AGENT, *differing(agents, ("provenance", "checkpoint")))),
-        "P&L by agent, $": bars("P&L by agent, dollars", [(agent["agent_id"], agent["pnl"]) for agent in agents]),
-        "provenance": counted(agent["provenance"] for agent in agents),
-        "checkpoint that played": counted(agent["checkpoint"] or "none recorded" for agent in agents),
-        "scorer": counted(f"{agent['scorer']} {agent['scorer_version']}" for agent in agents),
-        **figures(
-            {
-                "scored": len(agents),
-                "P&L mean": sum(pnls) / len(pnls),
-                "reward mean": sum(rewards) / len(rewards),
-                "reward spread": max(rewards) - min(rewards),
-            }
-        ),
-        **this_window("scored_trajectories", window_id),
-    }
-
-
 def groups_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
-    """The group's members with their advantages, and who was left out and why."""
+    """The group's members with their baselines and advantages, who was left out and why, and what the window shows."""
     if not rows:
         return dict(NO_ROW)
     row = rows[0]
-    members = [{**member, "answer": _answer(member)} for member in row["group"]["members"]]
+    members = [
+        {**member, "baseline": member.get("baseline", 0.0), "answer": _answer(member)}
+        for member in row["group"]["members"]
+    ]
     members.sort(key=lambda member: -member["advantage"])
-    left_out = row["left_out"] or []
+    left_out, alarms = row["left_out"] or [], row.get("alarms") or []
     found: dict[str, Any] = {"status": row["status"], "reason": row["reason"]}
     if members:
         found["members by advantage"] = table(members, (*MEMBER, *differing(members, ["checkpoint"])))
@@ -105,8 +81,13 @@ def groups_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
             "advantage by agent", [(member["agent_id"], member["advantage"]) for member in members], "{:+.2g}"
         )
     found["left out"] = table(left_out, LEFT_OUT) if left_out else "nobody"
+    reasons = counted(str(one["reason"]).partition(":")[0] for one in left_out)
     return {
         **found,
+        **({"left out by reason": reasons} if left_out else {}),
+        "alarms": table(alarms, ALARM) if alarms else "none",
+        "baselines from": _history(row.get("settings")),
+        "judge": row.get("judge_verdict") or "none asked",
         "checkpoint that played": counted(member["checkpoint"] for member in members) or "none",
         "scorer": row["scorer"],
         "group digest": row["group_digest"][:12],
@@ -116,10 +97,23 @@ def groups_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
                 "members left out": len(left_out),
                 "reward mean": row["reward_mean"],
                 "reward spread": row["reward_spread"],
+                "agent share": row.get("agent_share"),
+                "alarms raised": len(alarms),
             }
         ),
         **this_window("art_groups", window_id),
     }
+
+
+def _history(made_with: Mapping[str, Any] | None) -> str:
+    """Which windows the agents' baselines rest on."""
+    made_with = made_with or {}
+    history = made_with.get("history") or {}
+    if made_with.get("agent_baseline") == "none" or not history.get("windows"):
+        return "none"
+    if history["shrinkage"] is None:
+        return f"{history['windows']} windows up to {history['last']}, in which agents do not differ"
+    return f"{history['windows']} windows up to {history['last']}, shrinkage {history['shrinkage']:.3g}"
 
 
 def _answer(member: Mapping[str, Any]) -> str:

@@ -2,7 +2,14 @@
 
 import dagster as dg
 
-STAGES = ("windows", "market_outcomes", "scored_trajectories", "art_groups", "trained_checkpoints")
+STAGES = (
+    "windows",
+    "market_outcomes",
+    "scored_trajectories",
+    "judge_calibration",
+    "art_groups",
+    "trained_checkpoints",
+)
 
 
 def link(asset: str, window_id: str, text: str | None = None) -> str:
