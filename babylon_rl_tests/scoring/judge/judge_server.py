@@ -9,7 +9,6 @@ import contextlib
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -42,6 +41,11 @@ class Judge:
         self._next: list[str] = []
         self._whenever: list[tuple[str, str]] = []
         self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Nobody waits any more for what was late."""
+        self._ended.set()
 
     @property
     def prompts(self) -> list[str]:
@@ -66,7 +70,7 @@ class Judge:
             status, headers = REFUSALS[fault]
             return status, headers, json.dumps({"error": {"message": f"no: {key}", "type": fault}}).encode()
         if fault == "late":
-            time.sleep(0.5)
+            self._ended.wait(10)
         if fault == "not_http_json":
             return 200, {}, b"{"
         return 200, {}, self._completion(prompt, fault)
@@ -175,6 +179,7 @@ def scripted_judge(score: Callable[[Entry, list[Entry]], float] = by_actions) ->
     try:
         yield judge
     finally:
+        judge.end()
         server.shutdown()
         server.server_close()
         thread.join()
