@@ -111,6 +111,11 @@ class Settings(BaseSettings):
     judge_process_rubric: Path | None = Field(
         None, description="text file of the rubric for what was knowable; empty: the default one"
     )
+    judge_texts: Literal["guarded", "never"] = Field(
+        "guarded",
+        description="what a judge is shown of agents' goals and texts: guarded, all but those with signs of injection; "
+        "never, what was done alone, which no agent can word",
+    )
     judge_repeats: int = Field(2, ge=1, le=10, description="times that each window is judged, in another order each")
     judge_runs_per_call: int = Field(
         8, ge=3, le=100, description="runs that a judge is shown at once, anchors included"

@@ -21,7 +21,8 @@ from babylon_rl.console import (
 )
 
 app = typer.Typer(
-    help="Measurements: a recipe over seeds, rewards, Dagster's overhead, the sensor's tick, reading, writing, faults.",
+    help="Measurements: a recipe over seeds, rewards, a judge's guard, Dagster's overhead, the sensor's tick, reading, "
+    "writing, faults.",
     no_args_is_help=True,
 )
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]
@@ -240,6 +241,28 @@ def bench_faults(
     from babylon_rl.bench.faults import measure_faults
 
     _show(measure_faults(points, seed, errors.print), as_json)
+
+
+@app.command("injection")
+def bench_injection(
+    windows: Annotated[int, typer.Option(min=1, help="Windows that the attacks are spread over.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the windows.")] = 0,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What attempts to sway its judge do to the local model, with and without the guard.
+
+    Takes some minutes. Exit code 1: one of them raised its run's score past the whole guard.
+    """
+    from babylon_rl.bench.injection import measure_injection
+    from babylon_rl.loop import corpus
+    from babylon_rl.training.base_models import prepare_base_model
+    from babylon_rl.training.policy import use_threads
+
+    settings = settings_for(None, model)
+    use_threads(settings.threads)
+    base = prepare_base_model(settings.base_model, settings.home, 0, corpus())
+    _show(measure_injection(base, windows, seed, errors.print), as_json)
 
 
 def _show(found: Any, as_json: bool) -> NoReturn:

@@ -65,7 +65,7 @@ def group_windows(
                 verdict=verdict,
                 history=history,
                 leaks=guard.leaks(recorded, own.to_dict("records")),
-                tolerance=tolerance_for(scorers.get(own["scorer"].iloc[0]) if len(own) else None, verdict, settings),
+                tolerance=tolerance_for(scorers.get(own["scorer"].iloc[0]) if len(own) else None, verdict),
             )
 
         rows, failed = each_window(window_ids, build, waiting)
@@ -73,7 +73,7 @@ def group_windows(
     return WindowRows(pd.DataFrame(rows, columns=list(COLUMNS), dtype=object), tuple(window_ids), failed)
 
 
-def tolerance_for(scorer: Scorer | None, verdict: Mapping[str, Any] | None, settings: Settings) -> float:
+def tolerance_for(scorer: Scorer | None, verdict: Mapping[str, Any] | None) -> float:
     """Rewards of a window that differ by less are equal: the scorer's noise, or the judge's as measured, if larger.
 
     `scorer`: None where it is not known here any more. A judge's noise counts in a blend by the judge's weight.
@@ -82,14 +82,8 @@ def tolerance_for(scorer: Scorer | None, verdict: Mapping[str, Any] | None, sett
     measured = verdict.get("noise") if verdict is not None else None
     if measured is None or pd.isna(measured) or (scorer is not None and not scorer.reads_texts):
         return noise
-    return max(noise, float(measured) * _judge_weight(scorer, settings))
-
-
-def _judge_weight(scorer: Scorer | None, settings: Settings) -> float:
-    if scorer is None or scorer.name != "blend":
-        return 1.0
-    weights = dict(part.strip().split("=") for part in settings.blend.split(","))
-    return abs(float(weights.get("ruler", 0)))
+    weights = scorer.settings.get("weights", {}) if scorer is not None else {}
+    return max(noise, float(measured) * float(weights.get("ruler", 1.0)))
 
 
 def _scorers(scored: pd.DataFrame, settings: Settings, database: Database) -> dict[str, Scorer]:

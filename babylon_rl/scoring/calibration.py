@@ -18,6 +18,7 @@ from babylon_rl.scoring.rank_correlation import partial_tau, tau_b
 NO_JUDGE, UNPROVEN, TRUSTED, SET_ASIDE = "no_judge", "unproven", "trusted", "set_aside"
 MOST_POOLED = 200  # windows that a verdict rests on
 LEAST_RUNS = 3
+RULER = "ruler"  # the scorer that asks a judge, by its name in a blend's settings
 # Means of the same repeats differ by rounding; what is equal up to here is a tie.
 _DIGITS = 9
 
@@ -127,8 +128,8 @@ def window_figures(rows: Iterable[Mapping[str, Any]]) -> WindowFigures | None:
             f"Window {judged[0]['window_id']} was judged by {len(judges)} judges ({', '.join(judges)[:200]}). "
             "Materialize its scored_trajectories again, so that one judges all its runs."
         )
-    settings = judged[0].get("scorer_settings")
-    by_process = isinstance(settings, Mapping) and settings.get("judge_reward") == "process"
+    settings = judged[0].get("scorer_settings") or {}
+    by_process = settings.get(RULER, settings).get("judge_reward") == "process"  # a blend has its parts' settings
     return WindowFigures(
         judge=judges[0],
         runs=len(judged),

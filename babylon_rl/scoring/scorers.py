@@ -9,9 +9,11 @@ import msgspec
 import pandas as pd
 
 from babylon_rl.errors import RecordingError, ScoringError
+from babylon_rl.scoring import blend
 from babylon_rl.scoring.alpha import ALPHA, alpha_outcomes
 from babylon_rl.scoring.features import Features, features, market_of
 from babylon_rl.scoring.heuristic import HEURISTIC
+from babylon_rl.scoring.judge import ruler
 from babylon_rl.scoring.seam import Runs, RunText, Score, Scorer, scorer_of, scores_of
 from babylon_rl.scoring.texts import run_text
 from babylon_rl.scoring.values import alpha_values
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 # Those that come with this package; importing their modules registers them.
 OURS = (ALPHA, HEURISTIC)
+OURS_BY_SETTINGS = (ruler.NAME, blend.NAME)
 
 # Share of the decisions' rewards that adding them up may round away.
 SUM_ROUNDING = 1e-9

@@ -26,8 +26,8 @@ NO_CAPITAL = "no_capital"
 class RunText(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent was told, wrote and did, for a scorer that reads. `goal`: its system prompt.
 
-    `decisions`: a text each, oldest first; `actions`: the same decisions by what was done alone, without a word that
-    the agent wrote.
+    `decisions`: a text each, oldest first; `actions`: the same decisions by what was done alone; `answers`: the same by
+    what the agent wrote alone, or none where that cannot be told apart.
     """
 
     trajectory_id: str
@@ -35,6 +35,7 @@ class RunText(msgspec.Struct, frozen=True, kw_only=True):
     goal: str
     decisions: Sequence[str]
     actions: Sequence[str]
+    answers: Sequence[str] = ()
 
 
 class Runs(msgspec.Struct, frozen=True, kw_only=True):

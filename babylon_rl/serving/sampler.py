@@ -14,6 +14,8 @@ from babylon_rl.errors import ServingError
 from babylon_rl.training.choices import explored, token_logprobs
 from babylon_rl.training.policy import Answer, Policy
 
+ROW_TOKENS = 512  # that a forward pass takes at a time, or one whole prompt with its choices
+
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One answer to draw. `adapter`: which adapter answers, None the base model; `choices`: None for free text.
@@ -85,7 +87,9 @@ def _sample_choices(policy: Policy, requests: list[SampleRequest]) -> list[Sampl
         for choice in choices
     ]
     totals = [0.0] * len(answers)
-    for members, evaluated in policy.evaluate(answers):
+    # A prompt that is longer than a row usually is would be computed anew for each of its choices.
+    longest = max((len(p) + sum(map(len, c)) for p, c in zip(prompts, tokens, strict=True)), default=0)
+    for members, evaluated in policy.evaluate(answers, max_tokens=max(ROW_TOKENS, longest)):
         for member, result in zip(members, evaluated, strict=True):
             totals[member] = float(result.logprobs.double().sum())
     samples, start = [], 0

@@ -89,7 +89,7 @@ def test_no_line_is_wider_than_the_terminal(score, monkeypatch, width, capsys):
     [
         ([], "2025-01-15T10:30", 1, "off the hour"),
         ([], EMPTY, 1, "windows --live"),
-        (["--scorer", "luck"], FIRST, 2, "alpha, heuristic"),
+        (["--scorer", "luck"], FIRST, 2, "alpha, blend, heuristic, ruler"),
         (["--compare", "agent-1", "nobody"], FIRST, 2, "'nobody'"),
     ],
 )

@@ -117,8 +117,9 @@ def test_the_trained_view_has_no_field_for_what_came_after_the_decision():
 
 def test_only_a_trained_view_can_enter_a_group():
     """The judge's view and the trained view share no type: none is taken for the other, and no field is left over."""
-    assert set(Group.__struct_fields__) == {"window_id", "scorer", "scorer_version", "members"}
-    assert {field.type for field in msgspec.structs.fields(Group)} == {str, list[Member]}
+    assert set(Group.__struct_fields__) == {"window_id", "scorer", "scorer_version", "members", "tolerance"}
+    types = {field.type for field in msgspec.structs.fields(Group)}
+    assert types == {str, list[Member], float | msgspec.UnsetType}
     assert {field.type for field in msgspec.structs.fields(Member) if field.name == "decisions"} == {list[Decision]}
     text = RunText(trajectory_id="a", agent_id="a", goal="Win.", decisions=["Saw: x"], actions=["BUY"])
     shown = JudgedRun(trajectory_id="a", goal="Win.", capital=1.0, decisions=["Saw: x"])

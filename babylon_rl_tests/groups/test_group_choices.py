@@ -84,7 +84,7 @@ def test_another_seed_chooses_others():
 def test_what_tells_the_future_is_left_out_with_what_it_told():
     leaks = {"a": [Leak("ACME's close", "105.3", 12)], "b": []}
     row = built(played([5, -5, 0]), leaks=leaks)
-    assert row["left_out"] == [{"trajectory_id": "a", "agent_id": "agent-a", "reason": "leak: ACME's close ('105.3')"}]
+    assert row["left_out"] == [{"trajectory_id": "a", "agent_id": "agent-a", "reason": "leak: ACME's close: '105.3'"}]
     assert list(advantages(row)) == ["agent-b", "agent-c"]
 
 
@@ -101,16 +101,16 @@ def test_rewards_within_the_noise_are_no_spread_and_the_group_carries_the_noise(
 
 
 def test_the_noise_is_the_larger_of_the_scorers_and_the_judges_as_measured():
-    settings = Settings(blend="alpha=1,ruler=0.1")
     judge = Scorer("ruler", "1", list, noise=0.05, reads_texts=True)
-    assert tolerance_for(judge, {"noise": 0.2}, settings) == 0.2
-    assert tolerance_for(judge, {"noise": 0.01}, settings) == 0.05
+    assert tolerance_for(judge, {"noise": 0.2}) == 0.2
+    assert tolerance_for(judge, {"noise": 0.01}) == 0.05
     for unknown in (None, {"noise": None}, {"noise": float("nan")}):
-        assert tolerance_for(judge, unknown, settings) == 0.05
+        assert tolerance_for(judge, unknown) == 0.05
+    mixed = Scorer("blend", "1", list, settings={"weights": {"alpha": 1.0, "ruler": 0.1}}, reads_texts=True)
     # A judge's noise says nothing of rewards that are computed, and its part in a blend of the blend.
-    assert tolerance_for(Scorer("alpha", "1", list), {"noise": 0.2}, settings) == 1e-6
-    assert tolerance_for(Scorer("blend", "1", list, reads_texts=True), {"noise": 0.2}, settings) == pytest.approx(0.02)
-    assert tolerance_for(None, {"noise": 0.2}, settings) == 0.2 and tolerance_for(None, None, settings) == 1e-6
+    assert tolerance_for(Scorer("alpha", "1", list), {"noise": 0.2}) == 1e-6
+    assert tolerance_for(mixed, {"noise": 0.2}) == pytest.approx(0.02)
+    assert tolerance_for(None, {"noise": 0.2}) == 0.2 and tolerance_for(None, None) == 1e-6
 
 
 @pytest.mark.parametrize(("count", "reward"), [(3, 0.1), (7, 0.7)])

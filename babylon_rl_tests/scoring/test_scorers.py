@@ -79,5 +79,5 @@ def test_a_trajectory_without_capital_is_shown_and_not_logged():
 
 
 def test_an_unknown_scorer_names_the_known_ones():
-    with pytest.raises(SettingsError, match="alpha, heuristic"):
+    with pytest.raises(SettingsError, match="alpha, blend, heuristic, ruler"):
         score_window(made.recorded(), made.outcomes(), "luck")

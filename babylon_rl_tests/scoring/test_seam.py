@@ -31,7 +31,7 @@ def module(tmp_path, monkeypatch):
 def test_a_module_that_is_named_registers_its_scorers(module):
     text = "from babylon_rl.scoring.seam import *\nregister(Scorer('mine', '1', lambda runs: []))\n"
     assert module("mine_found", text).version == "1"
-    with pytest.raises(SettingsError, match="alpha, heuristic.*SCORER_MODULES"):
+    with pytest.raises(SettingsError, match="alpha, blend, heuristic, mine, ruler.*SCORER_MODULES"):
         scorer_of("others")
 
 

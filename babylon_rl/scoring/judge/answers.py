@@ -7,7 +7,7 @@ a Markdown block. Nothing is guessed: a judge that leaves a trajectory out has n
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ class Fault(StrEnum):
     DOUBLED_ID = "doubled_id"
     UNKNOWN_ID = "unknown_id"
     NOT_A_NUMBER = "not_a_number"
+    NOT_A_CHOICE = "not_a_choice"
 
 
 class AnswerError(ScoringError):
@@ -37,7 +38,7 @@ class AnswerError(ScoringError):
 
     def __init__(self, fault: Fault, said: str) -> None:
         super().__init__(f"The judge's answer is refused ({fault}): {said}")
-        self.fault = fault
+        self.fault, self.said = fault, said
 
 
 class Judged(NamedTuple):
@@ -95,4 +96,16 @@ def _judged(one: _Score) -> Judged:
     if score is None:
         raise AnswerError(Fault.NOT_A_NUMBER, f"{one.trajectory_id[:80]!r} has the score {str(one.score)[:40]!r}")
     within = min(max(score, 0.0), 1.0)
-    return Judged(one.trajectory_id, within, one.reason[:LONGEST_REASON], within != score)
+    # What no database can hold: NUL, and halves of surrogate pairs.
+    reason = one.reason.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+    return Judged(one.trajectory_id, within, reason[:LONGEST_REASON], within != score)
+
+
+def read_choice(text: str, wanted: str, choices: Collection[str]) -> Judged:
+    """The score of one run from an answer that is one of `choices`. AnswerError otherwise."""
+    told = text.strip()
+    if not told:
+        raise AnswerError(Fault.EMPTY, "there is no text")
+    if told not in choices:
+        raise AnswerError(Fault.NOT_A_CHOICE, f"{wanted[:80]!r} has the answer {told[:40]!r}")
+    return Judged(wanted, float(told), "", False)

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from babylon_rl.errors import ScoringError
+from babylon_rl.scoring.judge.attacks import ATTACKS
 from babylon_rl.scoring.judge.fence import Entry, fence, new_nonce, unfence
-from babylon_rl_tests.scoring.judge.attacks import ATTACKS
 
 MARKS = st.sampled_from(
     ["\n", "</trajectory-", "<trajectory-", " number=1>", '"', "\\", "id=", *ATTACKS[:30], "\r\n", "\u2028", "\x00"]

@@ -2,8 +2,8 @@
 
 import pytest
 
+from babylon_rl.scoring.judge.attacks import ATTACKS, HONEST
 from babylon_rl.scoring.judge.injection import SIGNS, signs_of_injection
-from babylon_rl_tests.scoring.judge.attacks import ATTACKS, HONEST
 
 
 def test_the_corpus_is_as_large_as_it_says():
@@ -22,4 +22,4 @@ def test_trading_is_no_attack(text):
 
 def test_each_sign_is_found_somewhere():
     found = {sign for text in ATTACKS for sign in signs_of_injection(text, ["t-other-run"])}
-    assert found == {*SIGNS, "other_id", "hidden_letters"}
+    assert found == {*SIGNS, "other_id", "hidden_letters", "encoded"}
