@@ -56,19 +56,16 @@ def _on_capital(runs: Runs) -> list[Score]:
     return [Score(one.window_pnl / one.capital if one.capital else 0.0, {}, "") for one in runs.features]
 
 
-def _against_others(runs: Runs) -> list[Score]:
-    """P&L over capital, less each ticker's exposure times the mean move of the *other* tickers.
+def _against_all(runs: Runs) -> list[Score]:
+    """P&L over capital, less ticker exposure times the mean move of *all* tickers.
 
-    The mean of all of them holds a part of the ticker's own move, and so takes off a part of what was earned on it.
+    That mean holds a part of the traded ticker's own move, and so takes off a part of what was earned on it.
     """
-    rows = zip(runs.outcomes["instrument"], runs.outcomes["kind"], runs.outcomes["change"], strict=True)
-    changes = {name: change for name, kind, change in rows if kind == TICKER}
-    total, others = sum(changes.values()), max(1, len(changes) - 1)
-    scores = []
-    for one in runs.features:
-        by_market = sum(x * (total - changes[name]) / others for name, x in one.exposure.items() if name in changes)
-        scores.append(Score((one.window_pnl - by_market) / one.capital if one.capital else 0.0, {}, ""))
-    return scores
+    move = runs.market.move
+    return [
+        Score((one.window_pnl - one.exposure_to(TICKER) * move) / one.capital if one.capital else 0.0, {}, "")
+        for one in runs.features
+    ]
 
 
 RAW = Scorer("raw P&L", "1", _raw)
@@ -76,7 +73,7 @@ SCORERS = (
     RAW,
     Scorer("P&L over capital", "1", _on_capital),
     ALPHA,
-    Scorer("alpha, other tickers", "1", _against_others),
+    Scorer("alpha, all tickers", "1", _against_all),
     HEURISTIC,
 )
 

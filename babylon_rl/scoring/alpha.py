@@ -1,10 +1,11 @@
 """Scorer `alpha`, the default: what an agent earned beyond what the market's own move gave it.
 
-A run's raw figure is (P&L - exposure x move) / capital at risk, and its reward is the raw figure, squashed. P&L is the
-window's, dollars after fees; exposure the signed dollars of its trades in tickers; move the mean change of all tickers.
-A question's price already nets its consensus, so nothing is taken off there. Capital at risk is the capital at the
-window's start, or what its trades held open at once where that is more (leverage): a loss of all that was at stake
-is -1. Trades that close again are not added up, so that who trades to and fro does not dilute its losses.
+A run's raw figure is (P&L - sum of exposure x move) / capital at risk, and its reward is the raw figure, squashed. P&L
+is the window's, dollars after fees; exposure the signed dollars of its trades in a ticker; move the mean change of the
+other tickers: a ticker's own move is what its trader foresaw or not, and is not the market's. A question's price
+already nets its consensus, so nothing is taken off there. Capital at risk is the capital at the window's start, or what
+its trades held open at once where that is more (leverage): a loss of all that was at stake is -1. Trades that close
+again are not added up, so that who trades to and fro does not dilute its losses.
 
 The squash follows the neutralisation, for what it bends must be the skill and not the market. See
 `babylon_rl.scoring.values` for the value of what was not done.
@@ -47,15 +48,15 @@ def _values(window: Runs) -> Sequence[dict[str, float] | None]:
 def _alpha(one: Features, market: Market, moved: str, values: dict[str, float] | None) -> Score:
     if one.capital is None:
         return Score(0.0, {}, f"{money(one)} {one.acted}: no capital is recorded, so no reward", NO_CAPITAL)
-    risked, share, exposure, raw = _raw(one, market)
+    risked, share, by_market, raw = _raw(one)
     reward = squash(raw)
     best = best_in_hindsight(one, market, values, reward)
     pnls = decision_pnls(one) if one.trades else None
     parts = {
         "pnl_over_capital": share,
-        "exposure": exposure,
+        "exposure": one.exposure_to(TICKER) / risked,
         "market_move": market.move,
-        "market_part": exposure * market.move,
+        "market_part": by_market,
         "fees_over_capital": one.fees / risked,
         "capital_at_risk": risked,
         "squashed_from": raw,
@@ -66,7 +67,7 @@ def _alpha(one: Features, market: Market, moved: str, values: dict[str, float] |
         reward,
         parts,
         f"{money(one)} ({100 * share:.2f} % of ${risked:,.0f}) {one.acted}; {moved}",
-        decision_rewards=_decision_rewards(one, pnls, risked, market.move, reward, raw),
+        decision_rewards=_decision_rewards(one, pnls, risked, reward, raw),
         counterfactuals={"flat": 0.0, "hold": _held(one, pnls, risked), "best": best},
     )
 
@@ -74,18 +75,18 @@ def _alpha(one: Features, market: Market, moved: str, values: dict[str, float] |
 def _outcome(one: Features, market: Market, values: dict[str, float] | None) -> Score:
     if one.capital is None:
         return Score(0.0, {}, "", NO_CAPITAL)
-    risked, _, _, raw = _raw(one, market)
+    risked, _, _, raw = _raw(one)
     reward = squash(raw)
     held = _held(one, decision_pnls(one) if one.trades else None, risked)
     best = best_in_hindsight(one, market, values, reward)
     return Score(reward, {}, "", counterfactuals={"flat": 0.0, "hold": held, "best": best})
 
 
-def _raw(one: Features, market: Market) -> tuple[float, float, float, float]:
-    """Capital at risk in dollars; P&L and exposure over it; the raw figure. Of a run whose capital is known."""
+def _raw(one: Features) -> tuple[float, float, float, float]:
+    """Capital at risk in dollars; P&L and the market's part over it; the raw figure; of a run with a capital."""
     risked = at_risk(one.capital or 0.0, one.most_open)
-    share, exposure = one.window_pnl / risked, (one.exposure_to(TICKER) / risked if one.exposure else 0.0)
-    return risked, share, exposure, share - exposure * market.move if one.trades_succeeded else 0.0
+    share, by_market = one.window_pnl / risked, sum(gave for _, _, gave in one.trades) / risked
+    return risked, share, by_market, share - by_market if one.trades_succeeded else 0.0
 
 
 def decision_pnls(one: Features) -> list[float] | None:
@@ -104,7 +105,7 @@ def decision_pnls(one: Features) -> list[float] | None:
 
 
 def _decision_rewards(
-    one: Features, pnls: list[float] | None, risked: float, move: float, reward: float, raw: float
+    one: Features, pnls: list[float] | None, risked: float, reward: float, raw: float
 ) -> dict[int, float] | None:
     """Reward of each step by its number; None where it is the run's alone, or where two steps share a number."""
     if len(one.step_numbers) == 1:
@@ -114,8 +115,8 @@ def _decision_rewards(
         return None
     # One factor for all of a run: each decision keeps its part of the run's reward.
     factor = squash_factor(raw) / risked
-    for (step, _, exposure), pnl in zip(one.trades, pnls or (), strict=True):
-        rewards[step] += factor * (pnl - exposure * move)
+    for (step, _, by_market), pnl in zip(one.trades, pnls or (), strict=True):
+        rewards[step] += factor * (pnl - by_market)
     return rewards
 
 

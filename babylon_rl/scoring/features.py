@@ -56,7 +56,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # Dollars: the largest sum of positions that its trades held open at once; an unknown direction adds its size.
     most_open: float = 0.0
     step_numbers: list[int] = []
-    # Of each successful trade: its step, the P&L that it says of itself (dollars), its signed dollars in tickers.
+    # Of each successful trade: its step, the P&L that it says of itself, what the market's move gave it; dollars.
     trades: list[tuple[int, float | None, float]] = []
     yes_prices: dict[str, float] = {}  # of questions: the price of YES at which the run traded first, where it is told
 
@@ -76,8 +76,17 @@ class Market(msgspec.Struct, frozen=True, kw_only=True):
     tickers: int
     kinds: dict[str, str]
     changes: dict[str, float] = {}  # of each ticker, where it is known
+    around: dict[str, float] = {}  # of each ticker: mean change of the others, 0 where it is the only one
     answers: dict[str, str] = {}  # YES | NO, of each question that is resolved
-    furthest: float = 0.0  # the largest distance of a ticker's change from `move`
+    furthest: float = 0.0  # the largest distance of a ticker's change from that of the others
+
+    def move_around(self, instrument: str) -> float:
+        """The market's move for who holds the instrument: the mean change of the other tickers.
+
+        A ticker's own move is what its trader foresaw or not. In a mean over few tickers it is a large part, of one
+        alone it is all, and taking that off would take the skill.
+        """
+        return self.around.get(instrument, self.move)
 
 
 def market_of(outcomes: pd.DataFrame) -> Market:
@@ -94,9 +103,17 @@ def market_of(outcomes: pd.DataFrame) -> Market:
             changes[instrument] = float(change)
         elif kind != TICKER and answer in ("YES", "NO"):
             answers[instrument] = answer
-    move = math.fsum(changes.values()) / len(changes) if changes else 0.0
-    furthest = max((abs(change - move) for change in changes.values()), default=0.0)
-    return Market(move=move, tickers=len(changes), kinds=kinds, changes=changes, answers=answers, furthest=furthest)
+    total, others = math.fsum(changes.values()), len(changes) - 1
+    around = {name: math.fsum((total, -change)) / others if others else 0.0 for name, change in changes.items()}
+    return Market(
+        move=total / len(changes) if changes else 0.0,
+        tickers=len(changes),
+        kinds=kinds,
+        changes=changes,
+        around=around,
+        answers=answers,
+        furthest=max((abs(change - around[name]) for name, change in changes.items()), default=0.0),
+    )
 
 
 def features(trajectory: "UsableTrajectory", outcomes: pd.DataFrame | Market) -> Features:
@@ -184,7 +201,8 @@ class _Traded:
         if self.is_open > self.most_open:
             self.most_open = self.is_open
         pnl = _first(said, OWN_PNL)
-        self.trades.append((step, None if pnl is None else finite(pnl), signed if kind == TICKER else 0.0))
+        by_market = signed * self.market.move_around(name) if kind == TICKER else 0.0
+        self.trades.append((step, None if pnl is None else finite(pnl), by_market))
 
 
 def _yes_price(action_type: str, said: Mapping[str, Any], size: float) -> float | None:

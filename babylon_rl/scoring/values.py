@@ -90,7 +90,8 @@ def _alpha(quote: Quote, capital: float, market: Market) -> float | None:
         gross = (quote.shares if market.answers[quote.instrument] == quote.side else 0.0) - quote.notional
     else:
         return None
-    return squash((gross - quote.fees - quote.exposure * market.move) / at_risk(capital, abs(quote.notional)))
+    by_market = quote.exposure * market.move_around(quote.instrument)
+    return squash((gross - quote.fees - by_market) / at_risk(capital, abs(quote.notional)))
 
 
 def best_in_hindsight(
@@ -99,7 +100,7 @@ def best_in_hindsight(
     """The most that the run could have earned in the window, as a reward: at least 0, for it need not have traded.
 
     The largest of its answers' `values` where they are known. Elsewhere all dollars that it traded, at its own rate of
-    fees, in the best instrument and side: tickers by their change beyond the market's move, questions that it traded
+    fees, in the best instrument and side: tickers by their change beyond that of the others, questions that it traded
     by the price that it met. None where it traded nothing or no end is known. Never less than `reward`: it was earned.
     """
     if values is not None:

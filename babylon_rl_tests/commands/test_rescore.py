@@ -58,10 +58,10 @@ def test_a_range_is_scored_anew_and_what_was_there_stays_with_its_scorer(databas
     assert [one["window_id"] for one in told] == ids
     for one in told:
         assert (one["written"], one["unchanged"], one["failed"]) == (8, 0, None)
-        assert (one["scorer_before"], one["scorer_after"]) == ("alpha 1", "turned 7")
+        assert (one["scorer_before"], one["scorer_after"]) == (f"alpha {ALPHA.version}", "turned 7")
         assert one["rank_correlation"] == pytest.approx(-1) and one["mean_after"] == pytest.approx(-one["mean_before"])
         assert one["best"]["reward"] > one["worst"]["reward"] and one["best"]["reason"]
-    assert history(database) == [("alpha", "1", False, 8), ("turned", "7", True, 8)]
+    assert history(database) == [("alpha", ALPHA.version, False, 8), ("turned", "7", True, 8)]
     with database.connect() as connection:
         groups = connection.execute(
             "SELECT scorer FROM babylon_rl.art_groups WHERE superseded_at IS NULL ORDER BY window_id"
@@ -71,7 +71,7 @@ def test_a_range_is_scored_anew_and_what_was_there_stays_with_its_scorer(databas
     again = rescore("--scorer", "turned", last=ids[-1])
     assert "0 rows written, 16 unchanged in 2 windows" in again.stdout
     assert "later is scored by alpha; BABYLON_RL_SCORER=turned" in again.stdout
-    assert history(database) == [("alpha", "1", False, 8), ("turned", "7", True, 8)]
+    assert history(database) == [("alpha", ALPHA.version, False, 8), ("turned", "7", True, 8)]
 
 
 def test_a_window_that_fails_is_told_with_its_reason_and_holds_up_no_other(database, rescore, tmp_path, monkeypatch):
@@ -122,4 +122,4 @@ def test_ctrl_c_keeps_the_rows_that_were_there(database, rescore, tmp_path, monk
     monkeypatch.setitem(seam._REGISTERED, "slow", Scorer("slow", "1", interrupted))
     done = rescore("--scorer", "slow")
     assert done.returncode == 130 and "Interrupted" in done.stderr
-    assert history(database) == [("alpha", "1", True, 3)]
+    assert history(database) == [("alpha", ALPHA.version, True, 3)]

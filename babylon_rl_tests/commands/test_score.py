@@ -10,6 +10,7 @@ from babylon_rl.database.history import replace_windows
 from babylon_rl.database.tables import market_outcomes
 from babylon_rl.outcomes.windows import outcome_windows
 from babylon_rl.scoring import seam
+from babylon_rl.scoring.alpha import ALPHA
 from babylon_rl.scoring.seam import Score, Scorer
 from babylon_rl_tests.commands.played import FIRST, play
 from babylon_rl_tests.recording.runs import add_agents, add_row
@@ -45,7 +46,7 @@ def test_a_window_is_told_with_its_market_its_ranking_and_two_decisions(database
 def test_its_json_has_all_that_is_told(database, score):
     found = json.loads(score("--json").stdout)
     runs, compared = found["runs"], found["compared"]
-    assert (found["window_id"], found["scorer"], found["scorer_version"]) == (FIRST, "alpha", "1")
+    assert (found["window_id"], found["scorer"], found["scorer_version"]) == (FIRST, "alpha", ALPHA.version)
     assert [one["rank"] for one in runs] == list(range(1, 9))
     assert [one["reward"] for one in runs] == sorted((one["reward"] for one in runs), reverse=True)
     first, second = compared["first"], compared["second"]

@@ -42,7 +42,7 @@ def test_a_ready_window_with_spread_is_trainable_and_its_advantages_sum_to_zero(
     assert row["status"] == "trainable" and row["members"] == 3 and row["left_out"] == []
     assert [member.trajectory_id for member in group.members] == ["a", "b", "c"]
     assert sum(member.advantage for member in group.members) == pytest.approx(0, abs=1e-15)
-    assert group.members[0].advantage == pytest.approx(squash(0.003) - (squash(-0.003) + 0.0) / 2)
+    assert group.members[0].advantage == pytest.approx(squash(0.0045) - (squash(-0.0045) + 0.0) / 2)
 
 
 def test_the_row_has_the_columns_of_the_table():
@@ -122,7 +122,7 @@ def test_only_a_trained_view_can_enter_a_group():
     assert types == {str, list[Member], float | msgspec.UnsetType}
     assert {field.type for field in msgspec.structs.fields(Member) if field.name == "decisions"} == {list[Decision]}
     text = RunText(trajectory_id="a", agent_id="a", goal="Win.", decisions=["Saw: x"], actions=["BUY"])
-    shown = JudgedRun(trajectory_id="a", goal="Win.", capital=1.0, decisions=["Saw: x"])
+    shown = JudgedRun(trajectory_id="a", goal="Win.", capital=1.0, actions=["BUY"], texts=["Saw: x"])
     for other in (text, shown, Score(0.5, {}, "It was right.")):
         for group in ({"members": [other]}, {"members": [{"decisions": [other]}]}):
             with pytest.raises(TrainingError, match="not a trained view"):

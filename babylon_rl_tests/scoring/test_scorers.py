@@ -19,11 +19,20 @@ def by_id(frame):
 def test_alpha_is_pnl_over_capital_less_exposure_times_the_markets_move():
     window = made.recorded(made.trajectory("a", "BUY", 4.8), made.trajectory("b", "SELL", -5.2))
     scored = by_id(score_window(window, made.outcomes()))
-    # Market +2 %, exposure 10 % of capital: 0.2 % of capital is the market's.
-    assert scored.loc["a", "reward"] == pytest.approx(squash(0.0048 - 0.002))
-    assert scored.loc["b", "reward"] == pytest.approx(squash(-0.0052 + 0.002))
-    assert scored.loc["a", "parts"]["market_part"] == pytest.approx(0.002)
-    assert scored.loc["a", "parts"]["squashed_from"] == pytest.approx(0.0028)
+    # The other tickers +0.5 %, exposure 10 % of capital: 0.05 % of capital is the market's.
+    assert scored.loc["a", "reward"] == pytest.approx(squash(0.0048 - 0.0005))
+    assert scored.loc["b", "reward"] == pytest.approx(squash(-0.0052 + 0.0005))
+    assert scored.loc["a", "parts"]["market_part"] == pytest.approx(0.0005)
+    assert scored.loc["a", "parts"]["squashed_from"] == pytest.approx(0.0043)
+
+
+def test_a_tickers_own_move_is_not_the_markets():
+    window = made.recorded(made.trajectory("a", "BUY", 5.0))
+    alone = score_window(window, made.outcomes(ACME=0.05))
+    assert alone.loc[0, "reward"] == pytest.approx(squash(0.005))
+    for others in ({"BOLT": 0.05}, {"BOLT": 0.02, "CRUX": 0.08}):
+        # All moved alike: nothing of it was foreseen.
+        assert score_window(window, made.outcomes(ACME=0.05, **others)).loc[0, "reward"] == pytest.approx(0.0)
 
 
 def test_a_question_is_not_netted_against_the_tickers():
