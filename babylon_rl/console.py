@@ -1,8 +1,10 @@
 """What all commands share: the console, options, settings of a call, and progress of long work."""
 
+import contextlib
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +51,25 @@ def forget_the_applications_variables() -> None:
     ):
         os.environ.pop(name, None)
     get_settings.cache_clear()
+
+
+@contextlib.contextmanager
+def judging_told() -> Iterator[None]:
+    """What judging each window may cost is printed before it is asked for, beside the command's own output."""
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            errors.print(record.getMessage(), soft_wrap=True, markup=False, highlight=False)
+
+    log, handler = logging.getLogger("babylon_rl.scoring.judge"), Told(logging.INFO)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def progress() -> Progress:

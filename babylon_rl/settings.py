@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     judge_concurrency: int = Field(4, ge=1, le=64, description="calls of the judge at a time")
     judge_requests_per_minute: int = Field(300, ge=1, description="calls of the judge a minute at most")
     judge_timeout: float = Field(60, gt=0, description="seconds after which a call of the judge is given up")
+    judge_thinking_tokens: int = Field(
+        0, ge=0, description="tokens that a judge may think before its answer, for models that do"
+    )
     judge_budget_tokens: int = Field(
         1_000_000, ge=1, description="tokens that one run may spend on its judge, by estimate before and by count after"
     )

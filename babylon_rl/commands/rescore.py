@@ -7,7 +7,7 @@ import msgspec
 import typer
 
 from babylon_rl.commands.score import ScorerOption, one_line
-from babylon_rl.console import DatabaseOption, JsonOption, console, progress, settings_for, stage
+from babylon_rl.console import DatabaseOption, JsonOption, console, judging_told, progress, settings_for, stage
 from babylon_rl.errors import EmptyWindowError, SettingsError, TrainingError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _rescore(
         late = f", {len(unknown):,} of them materialized for the first time" if unknown else ""
         console.print(f"Scored by {scorer}: {_windows(len(window_ids))}{late}.", highlight=False, soft_wrap=True)
     variables = {**dagster_environment(settings), "BABYLON_RL_SCORER": scorer}
-    with environment(variables), progress() as stages:
+    with environment(variables), judging_told(), progress() as stages:
         begin = (lambda title, steps: lambda: None) if silent else stage(stages)
         _materialize(opened, begin, known, SCORES)
         _materialize(opened, begin, unknown, (*BEFORE, *SCORES))

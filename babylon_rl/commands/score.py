@@ -8,7 +8,7 @@ import typer
 from rich.box import SIMPLE, SIMPLE_HEAD
 from rich.table import Table
 
-from babylon_rl.console import DatabaseOption, JsonOption, console, errors, settings_for
+from babylon_rl.console import DatabaseOption, JsonOption, console, errors, judging_told, settings_for
 
 if TYPE_CHECKING:
     from babylon_rl.scoring.compare_runs import ComparedRun, Comparison
@@ -46,7 +46,7 @@ def score(
     parse_window_id(window)
     settings = settings_for(database)
     opened = prepare(settings)
-    with errors.status(f"scoring {window}"):
+    with judging_told(), errors.status(f"scoring {window}"):
         found = inspect_window(opened, window, settings, scorer or settings.scorer, compare)
     if as_json:
         print(msgspec.json.encode(found).decode())

@@ -129,7 +129,7 @@ def window_figures(rows: Iterable[Mapping[str, Any]]) -> WindowFigures | None:
             "Materialize its scored_trajectories again, so that one judges all its runs."
         )
     settings = judged[0].get("scorer_settings") or {}
-    by_process = settings.get(RULER, settings).get("judge_reward") == "process"  # a blend has its parts' settings
+    by_process = settings.get(RULER, settings).get("reward") == "process"  # a blend has its parts' settings
     return WindowFigures(
         judge=judges[0],
         runs=len(judged),

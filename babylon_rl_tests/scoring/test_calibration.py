@@ -107,8 +107,9 @@ def test_a_run_without_a_known_outcome_is_left_out_of_agreement_alone():
     assert found.agreement == rest.agreement and found.repeat != rest.repeat
 
 
-def test_the_question_that_is_the_reward_is_the_scorers_setting():
-    rows = judged_window(WINDOW, 0, 0.5, scorer_settings={"judge_reward": "process"})
+@pytest.mark.parametrize("scorer_settings", [{"reward": "process"}, {"weights": {}, "ruler": {"reward": "process"}}])
+def test_the_question_that_is_the_reward_is_the_scorers_setting_also_in_a_blend(scorer_settings):
+    rows = judged_window(WINDOW, 0, 0.5, scorer_settings=scorer_settings)
     for place, row in enumerate(rows):
         row["process_score"] = place / 10
     found = window_figures(rows)

@@ -95,6 +95,7 @@ class JudgeClient:
         self._concurrency = settings.judge_concurrency
         self._pace = Pace(settings.judge_requests_per_minute)
         self._down: JudgeError | None = None
+        self._not_taken: set[str] = set()
         self._client: AsyncOpenAI | None = None
         self._room = asyncio.Semaphore(self._concurrency)
 
@@ -127,7 +128,7 @@ class JudgeClient:
             yield
 
     async def ask(self, prompt: str, seed: int, max_tokens: int, choices: Sequence[str] | None = None) -> Reply:
-        """The judge's answer at temperature 0. `choices`: the endpoint lets it answer nothing else.
+        """The judge's answer, at temperature 0 where it takes one. `choices`: the endpoint lets it answer nothing else.
 
         JudgeError where there is none. What could not be reached at all is not tried again by this client.
         """
@@ -139,14 +140,7 @@ class JudgeClient:
             assert self._client is not None, "ask inside of opened()"
             extra = {"structured_outputs": {"choice": list(choices)}} if choices else None
             try:
-                answer = await self._client.chat.completions.create(
-                    model=self.model,
-                    messages=[{"role": "user", "content": prompt}],
-                    temperature=0,
-                    seed=seed,
-                    max_completion_tokens=max_tokens,
-                    extra_body=extra,
-                )
+                answer = await self._create(prompt, max_tokens, extra, {"temperature": 0, "seed": seed})
             except json.JSONDecodeError:
                 return Reply("", None, None, False)
             except openai.OpenAIError as error:
@@ -155,6 +149,28 @@ class JudgeClient:
                     self._down = told
                 raise told from None
         return _reply(answer)
+
+    async def _create(self, prompt: str, max_tokens: int, extra: Any, sampling: dict[str, int]) -> Any:
+        """The endpoint's answer, without those settings of sampling that the model does not take."""
+        import openai
+
+        assert self._client is not None
+        taken = {name: value for name, value in sampling.items() if name not in self._not_taken}
+        try:
+            return await self._client.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": prompt}],
+                max_completion_tokens=max_tokens,
+                extra_body=extra,
+                **taken,  # type: ignore[call-overload]
+            )
+        except openai.BadRequestError as error:
+            # Models that think before they answer refuse a temperature. How far they repeat themselves is measured.
+            refused = {name for name in taken if name in str(error)}
+            if not refused:
+                raise
+            self._not_taken |= refused
+            return await self._create(prompt, max_tokens, extra, sampling)
 
     def _told(self, error: Exception) -> JudgeError:
         """The client's error by its name, with what mends it."""

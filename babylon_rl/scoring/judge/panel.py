@@ -29,13 +29,17 @@ Result = TypeVar("Result")
 
 
 class How(NamedTuple):
-    """How a judge is asked. `form`: `json`, all runs of a chunk at once, or `choices`, a run at a time."""
+    """How a judge is asked. `form`: `json`, all runs of a chunk at once, or `choices`, a run at a time.
+
+    `thinking_tokens`: what it may write before its answer, where the endpoint counts that.
+    """
 
     form: str
     rubrics: dict[Question, str]
     repeats: int
     runs_per_call: int
     seed: int
+    thinking_tokens: int = 0
 
     def digest(self, model: str) -> str:
         """SHA-256 of how that judge is asked: model, form, rubrics, template, repeats."""
@@ -140,7 +144,7 @@ class Panel:
     def _answer_tokens(self, call: _Call) -> int:
         if self.how.form != "json":
             return CHOICE_TOKENS
-        return FRAME_TOKENS + sum(RUN_TOKENS + len(json.dumps(name)) for name in call.ids)
+        return self.how.thinking_tokens + FRAME_TOKENS + sum(RUN_TOKENS + len(json.dumps(name)) for name in call.ids)
 
     async def _ask(self, window_id: str, calls: Any) -> dict[str, list[Judged]]:
         """Answers by the call's digest. Those that could be read are kept, also where others of the window fail."""
@@ -180,7 +184,7 @@ def _whole(reply: Reply, limit: int) -> str:
         said = (
             f"its answer was cut off at {limit} tokens. Judge fewer runs a call (BABYLON_RL_JUDGE_RUNS_PER_CALL), or "
         )
-        raise JudgeError(Trouble.CUT_OFF, said + "choose a judge that answers without thinking aloud.")
+        raise JudgeError(Trouble.CUT_OFF, said + "let it think longer (BABYLON_RL_JUDGE_THINKING_TOKENS).")
     return reply.text
 
 

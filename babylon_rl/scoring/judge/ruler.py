@@ -59,6 +59,7 @@ def panel_of(settings: Settings, database: Database | None) -> Panel:
         repeats=settings.judge_repeats,
         runs_per_call=settings.judge_runs_per_call,
         seed=settings.judge_seed,
+        thinking_tokens=settings.judge_thinking_tokens,
     )
     budget = Budget(settings.judge_budget_tokens, Prices(settings.judge_prices))
     return Panel(JudgeClient(settings), how, budget, KeptAnswers(database))

@@ -66,6 +66,11 @@ class Judge:
             fault = next((fault for text, fault in self._whenever if text in prompt), None)
             if fault is None and self._next:
                 fault = self._next.pop(0)
+        if fault == "no_temperature":
+            if "temperature" in body:
+                said = "Unsupported value: 'temperature' does not support 0 with this model."
+                return 400, {}, json.dumps({"error": {"message": said, "param": "temperature"}}).encode()
+            fault = None
         if fault in REFUSALS:
             status, headers = REFUSALS[fault]
             return status, headers, json.dumps({"error": {"message": f"no: {key}", "type": fault}}).encode()

@@ -33,6 +33,14 @@ def test_the_request_is_the_one_that_was_meant(judge, settings):
     assert body["structured_outputs"] == {"choice": ["0.0", "1.0"]}
 
 
+def test_a_model_that_takes_no_temperature_is_asked_without(judge, settings):
+    judge.whenever("question", "no_temperature")
+    replies = ask(settings(judge_concurrency=1), times=2)
+    assert [reply.text for reply in replies] == ['{"scores": []}'] * 2
+    assert ["temperature" in body for body in judge.bodies] == [True, False, False]
+    assert all(body["seed"] == 5 for body in judge.bodies)
+
+
 @pytest.mark.parametrize("faults", [["429"], ["500"], ["429", "500"], ["late"]])
 def test_what_passes_by_itself_is_tried_again(judge, settings, faults):
     judge.next(*faults)
