@@ -81,8 +81,9 @@ def _rescore(
     variables = {**dagster_environment(settings), "BABYLON_RL_SCORER": scorer}
     with environment(variables), judging_told(), progress() as stages:
         begin = (lambda title, steps: lambda: None) if silent else stage(stages)
-        _materialize(opened, begin, known, SCORES)
-        _materialize(opened, begin, unknown, (*BEFORE, *SCORES))
+        _materialize(opened, begin, unknown, BEFORE)
+        # In their order: a judge's calibration and the agents' baselines rest on earlier windows.
+        _materialize(opened, begin, window_ids, SCORES)
     with opened.connect() as connection:
         after = standing(connection, window_ids)
         failed = _failures(connection, window_ids)

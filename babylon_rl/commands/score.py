@@ -103,8 +103,10 @@ def main_parts(runs: Sequence[Mapping[str, Any]], most: int) -> list[str]:
 
 
 def _runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
-    parts = main_parts(runs, 4 if console.width >= WIDE else 1)
     judged = [name for name in JUDGED if any(run[name] is not None for run in runs)]
+    room = 4 if console.width >= WIDE else 1 - len(judged)
+    # A judge's scores are its parts as well.
+    parts = [name for name in main_parts(runs, 99) if f"{name}_score" not in judged][: max(0, room)]
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("agent", overflow="fold", max_width=24)

@@ -71,7 +71,7 @@ def test_a_window_that_fails_is_told_and_the_others_are_written_until_it_is_mend
     evaluation = checked(result, "scored_trajectories")["all_windows_computed"]
     assert not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
     assert evaluation.metadata["window_ids"].value == [ids[1]]
-    assert "Correct or reject that recording" in evaluation.metadata["errors"].value
+    assert "or the recording where its P&L" in evaluation.metadata["errors"].value
     (waiting,) = checked(result, "art_groups")["all_windows_computed"].metadata["rows"].value.records
     assert f"waits for scored_trajectories of {ids[1]}" in waiting.data["detail"]
     materializations = result.asset_materializations_for_node("scored_trajectories")

@@ -16,8 +16,8 @@ PATIENCE_MS = 60_000
 MOST_BYTES = 200_000  # of a picture in the repository
 SMALL = {"width": 1200, "height": 720}
 TALL = {"width": 1200, "height": 1000}
-WIDE = {"width": 2300, "height": 820}
-GRAPH: FloatRect = {"x": 590, "y": 280, "width": 1660, "height": 430}  # of the wide page, what is drawn
+WIDE = {"width": 2800, "height": 900}
+GRAPH: FloatRect = {"x": 590, "y": 270, "width": 2160, "height": 520}  # of the wide page, what is drawn
 
 
 def chromium() -> str | None:
