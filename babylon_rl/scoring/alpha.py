@@ -85,8 +85,13 @@ def _outcome(one: Features, market: Market, values: dict[str, float] | None) -> 
 def _raw(one: Features) -> tuple[float, float, float, float]:
     """Capital at risk in dollars; P&L and the market's part over it; the raw figure; of a run with a capital."""
     risked = at_risk(one.capital or 0.0, one.most_open)
-    share, by_market = one.window_pnl / risked, sum(gave for _, _, gave in one.trades) / risked
-    return risked, share, by_market, share - by_market if one.trades_succeeded else 0.0
+    share, by_market = one.window_pnl / risked, 0.0
+    if not one.trades:
+        return risked, share, by_market, 0.0
+    for trade in one.trades:
+        by_market += trade[2]
+    by_market /= risked
+    return risked, share, by_market, share - by_market
 
 
 def decision_pnls(one: Features) -> list[float] | None:

@@ -62,6 +62,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def exposure_to(self, kind: str) -> float:
         """Signed dollars in instruments of the kind."""
+        if not self.exposure:
+            return 0.0
         total, kinds = 0.0, self.kinds
         for name, value in self.exposure.items():
             if kinds[name] == kind:

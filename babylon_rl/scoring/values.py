@@ -39,7 +39,7 @@ def squash(raw: float) -> float:
 
 def at_risk(capital: float, most_open: float) -> float:
     """Dollars that rewards are shares of: the capital, or what was open at once where that is more."""
-    return max(capital, most_open)
+    return capital if capital > most_open else most_open
 
 
 def quotes_of(trajectory: "UsableTrajectory") -> list[Quote]:
