@@ -81,7 +81,7 @@ def dagster_imports(tree: ast.Module) -> list[str]:
 # What is said of a run by whom knows how it ended: texts, views and scores, which no trained view may hold.
 JUDGES_VIEW = ("babylon_rl.scoring.judge", "babylon_rl.scoring.texts", "babylon_rl.scoring.seam")
 # Of a scorer its noise is asked for, and what it calls a run without a reward.
-NO_VIEW = {f"babylon_rl.scoring.seam.{name}" for name in ("scorer_of", "Scorer", "NO_CAPITAL")}
+NO_VIEW = {f"babylon_rl.scoring.seam.{name}" for name in ("Scorer", "NO_CAPITAL")}
 
 
 def judges_views(tree: ast.Module) -> list[str]:
@@ -179,7 +179,7 @@ def test_sql_takes_parameters_and_is_never_put_together_from_values():
         (heavy_imports, "class A:\n from art import x", "if TYPE_CHECKING:\n import art"),
         (dagster_imports, "def f():\n from dagster import asset", "import pandas"),
         (judges_views, "def f():\n from babylon_rl.scoring.judge import view", "import babylon_rl.scoring.features"),
-        (judges_views, "from babylon_rl.scoring.seam import RunText", "from babylon_rl.scoring.seam import scorer_of"),
+        (judges_views, "from babylon_rl.scoring.seam import RunText", "from babylon_rl.scoring.seam import Scorer"),
         (built_sql, "c.execute(f'SELECT {x}')", "c.execute('SELECT %s', (f'{x}',))"),
         (built_sql, "q = 'SELECT ' + f'{x}'\nc.execute(q)", "q = 'SELECT ' + 'x'\nc.execute(q)"),
         (built_sql, "c.execute('SELECT %s' % x)", "c.execute(sql.SQL('{}').format(x))"),

@@ -27,8 +27,7 @@ from babylon_rl.recording.decoding import decode_steps
 from babylon_rl.recording.records import RecordedCall
 from babylon_rl.recording.window import UsableTrajectory
 from babylon_rl.scoring.features import features, market_of
-from babylon_rl.scoring.scorers import WindowScoring
-from babylon_rl.scoring.seam import scorer_of
+from babylon_rl.scoring.scorers import WindowScoring, scorer_of
 from babylon_rl.windows import parse_window_id
 
 WINDOW = "2025-01-15T00:00"

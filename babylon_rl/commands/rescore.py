@@ -35,7 +35,7 @@ def rescore(
     Windows whose scores come out the same are left as they are. Exit code 1: a window could not be scored.
     """
     from babylon_rl.loop import prepare, recent_enough
-    from babylon_rl.scoring.seam import scorer_of
+    from babylon_rl.scoring.scorers import scorer_of
     from babylon_rl.windows import parse_window_id
 
     if parse_window_id(last) < parse_window_id(first):

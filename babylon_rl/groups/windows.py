@@ -19,7 +19,8 @@ from babylon_rl.groups.baselines import HISTORY_HOURS, REWARDED, AgentHistory, h
 from babylon_rl.groups.build import COLUMNS, GroupSettings, build_group
 from babylon_rl.groups.searching import LeakGuard
 from babylon_rl.recording.reader import RangeReader
-from babylon_rl.scoring.seam import Scorer, scorer_of
+from babylon_rl.scoring.scorers import scorer_of
+from babylon_rl.scoring.seam import Scorer
 from babylon_rl.settings import Settings, get_settings
 from babylon_rl.windows import shift_window
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import SettingsError
-from babylon_rl.scoring.seam import Runs, Score, Scorer, register, registered, scorer_of, scores_of
+from babylon_rl.scoring.seam import Runs, Score, Scorer, register, registered, registered_scorer, scores_of
 from babylon_rl.settings import Settings
 
 NAME = "blend"
@@ -19,7 +19,7 @@ Weighed = Sequence[tuple[Scorer, float]]
 def make_blend(settings: Settings, database: Database | None) -> Scorer:
     """The mixture that the setting `blend` declares. SettingsError where it names no scorer or no weight."""
     weights = weights_of(settings.blend)
-    parts = [(scorer_of(name, settings, database), weight) for name, weight in weights.items()]
+    parts = [(registered_scorer(name, settings, database), weight) for name, weight in weights.items()]
     values = functools.partial(_values, parts) if all(one.values for one, weight in parts if weight) else None
     return Scorer(
         name=NAME,

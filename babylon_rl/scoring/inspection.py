@@ -20,7 +20,8 @@ from babylon_rl.outcomes.windows import outcome_windows
 from babylon_rl.recording.reader import RangeReader
 from babylon_rl.recording.window import UsableTrajectory
 from babylon_rl.scoring.compare_runs import Comparison, best_and_worst, compare
-from babylon_rl.scoring.seam import Scorer, scorer_of
+from babylon_rl.scoring.scorers import scorer_of
+from babylon_rl.scoring.seam import Scorer
 from babylon_rl.scoring.windows import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.windows import parse_window_id

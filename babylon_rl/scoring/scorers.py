@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import pandas as pd
 
+from babylon_rl.database.connect import Database
 from babylon_rl.errors import RecordingError, ScoringError
 from babylon_rl.scoring import blend
 from babylon_rl.scoring.alpha import ALPHA, alpha_outcomes
 from babylon_rl.scoring.features import Features, features, market_of
 from babylon_rl.scoring.heuristic import HEURISTIC
 from babylon_rl.scoring.judge import ruler
-from babylon_rl.scoring.seam import Runs, RunText, Score, Scorer, scorer_of, scores_of
+from babylon_rl.scoring.seam import Runs, RunText, Score, Scorer, import_modules, registered_scorer, scores_of
 from babylon_rl.scoring.texts import run_text
 from babylon_rl.scoring.values import alpha_values
+from babylon_rl.settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from babylon_rl.recording.window import RecordedWindow, UsableTrajectory
@@ -53,6 +55,16 @@ COLUMNS = (
     "window_revision",
     "outcome_revision",
 )
+
+
+def scorer_of(name: str, settings: Settings | None = None, database: Database | None = None) -> Scorer:
+    """The scorer of that name, of this package or of the modules that the setting `scorer_modules` names.
+
+    SettingsError names the known ones, or says what is wrong with a module.
+    """
+    settings = settings or get_settings()
+    import_modules(settings.scorer_modules)
+    return registered_scorer(name, settings, database)
 
 
 class Seen(msgspec.Struct, frozen=True, gc=False):

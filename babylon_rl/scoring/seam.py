@@ -17,7 +17,7 @@ from babylon_rl.database.connect import Database
 from babylon_rl.database.window_rows import OF_THE_WHOLE
 from babylon_rl.errors import BabylonError, ScoringError, SettingsError
 from babylon_rl.scoring.features import Features, Market
-from babylon_rl.settings import Settings, get_settings
+from babylon_rl.settings import Settings
 
 # Provenance of a trajectory whose reward cannot be computed: it is shown, and never trained on.
 NO_CAPITAL = "no_capital"
@@ -108,15 +108,8 @@ def register(scorer: Scorer | Factory, name: str | None = None) -> None:
         raise SettingsError(f"There is a scorer {known!r} already; choose another name.")
 
 
-def scorer_of(name: str, settings: Settings | None = None, database: Database | None = None) -> Scorer:
-    """The scorer of that name, made with the settings; SettingsError names the known ones.
-
-    Modules of the setting `scorer_modules` are imported first: importing one registers its scorers.
-    """
-    settings = settings or get_settings()
-    importlib.import_module("babylon_rl.scoring.scorers")  # registers those that come with this package
-    for module in filter(None, (part.strip() for part in settings.scorer_modules.split(","))):
-        _import(module)
+def registered_scorer(name: str, settings: Settings, database: Database | None) -> Scorer:
+    """The scorer that was registered under the name, made with the settings; SettingsError names the known ones."""
     found = _REGISTERED.get(name)
     if found is None:
         known = ", ".join(sorted(_REGISTERED))
@@ -128,6 +121,12 @@ def scorer_of(name: str, settings: Settings | None = None, database: Database | 
     if not isinstance(made, Scorer):
         raise SettingsError(f"The factory of scorer {name!r} must return a Scorer, not {type(made).__name__}.")
     return made
+
+
+def import_modules(names: str) -> None:
+    """Import the modules, separated by commas, which registers their scorers. SettingsError where one fails."""
+    for module in filter(None, (part.strip() for part in names.split(","))):
+        _import(module)
 
 
 def _import(module: str) -> None:

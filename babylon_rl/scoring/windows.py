@@ -11,8 +11,7 @@ from babylon_rl.database.window_rows import WindowError, WindowRows, each_window
 from babylon_rl.recording.parallel import by_parts
 from babylon_rl.recording.reader import RangeReader
 from babylon_rl.recording.window import Rejected, UsableTrajectory, revision_of_digests
-from babylon_rl.scoring.scorers import COLUMNS, WindowScoring
-from babylon_rl.scoring.seam import scorer_of
+from babylon_rl.scoring.scorers import COLUMNS, WindowScoring, scorer_of
 from babylon_rl.settings import Settings, get_settings
 
 

@@ -5,8 +5,7 @@ import pytest
 
 from babylon_rl.bench.scoring import LEAST, Case, Scored, measure_scoring, quoted_runs, recorded_runs
 from babylon_rl.scoring.features import features
-from babylon_rl.scoring.scorers import WindowScoring
-from babylon_rl.scoring.seam import scorer_of
+from babylon_rl.scoring.scorers import WindowScoring, scorer_of
 
 
 def test_every_kind_scorer_and_size_is_measured():

@@ -6,8 +6,8 @@ import pytest
 
 from babylon_rl.errors import RecordingError, ScoringError, SettingsError
 from babylon_rl.scoring import seam
-from babylon_rl.scoring.scorers import score_window
-from babylon_rl.scoring.seam import Score, Scorer, register, scorer_of
+from babylon_rl.scoring.scorers import score_window, scorer_of
+from babylon_rl.scoring.seam import Score, Scorer, register
 from babylon_rl.settings import Settings
 from babylon_rl_tests.scoring import made
 

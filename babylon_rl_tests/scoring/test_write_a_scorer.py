@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from babylon_rl.scoring import seam
-from babylon_rl.scoring.scorers import score_window
+from babylon_rl.scoring.scorers import score_window, scorer_of
 from babylon_rl.settings import REPOSITORY, Settings
 from babylon_rl_tests.commands.played import FIRST, play
 from babylon_rl_tests.scoring import made
@@ -24,7 +24,7 @@ def example(tmp_path, monkeypatch):
     (tmp_path / "my_scorers.py").write_text(EXAMPLE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(seam, "_REGISTERED", dict(seam._REGISTERED))
-    yield seam.scorer_of("frugal", Settings(scorer_modules="my_scorers"))
+    yield scorer_of("frugal", Settings(scorer_modules="my_scorers"))
     sys.modules.pop("my_scorers")
 
 
@@ -45,7 +45,7 @@ def test_the_documents_factory_makes_a_scorer_from_the_settings(example, tmp_pat
     (tmp_path / "fee_weight").write_text("1.5")
     names: dict = {}
     exec("import functools\n" + EXAMPLE.partition("register(")[0] + FACTORY.replace('"frugal")', '"frugal-2")'), names)
-    made_one = seam.scorer_of("frugal-2", Settings(home=tmp_path))
+    made_one = scorer_of("frugal-2", Settings(home=tmp_path))
     assert (made_one.version, made_one.settings) == ("2", {"fee_weight": 1.5})
 
 

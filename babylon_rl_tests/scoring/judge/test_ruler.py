@@ -13,8 +13,7 @@ from babylon_rl.scoring.judge.client import JudgeError, Trouble
 from babylon_rl.scoring.judge.evidence import evidence_of
 from babylon_rl.scoring.judge.fence import unfence
 from babylon_rl.scoring.judge.ruler import make_ruler, panel_of
-from babylon_rl.scoring.scorers import score_window
-from babylon_rl.scoring.seam import scorer_of
+from babylon_rl.scoring.scorers import score_window, scorer_of
 from babylon_rl_tests.scoring import made
 from babylon_rl_tests.scoring.judge.judge_server import NONCE
 from babylon_rl_tests.scoring.judge.shown import by_id, run, window_of
