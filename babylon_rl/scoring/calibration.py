@@ -51,9 +51,9 @@ class Judgment(msgspec.Struct, frozen=True):
 class Figures(msgspec.Struct, frozen=True):
     """A window's figures of one question; each but `runs` is None where it is not defined.
 
-    `agreement`: rank correlation (tau-b) of score and alpha. `repeat`: mean one between two repeats. `order`, `length`:
-    of score and place in the prompt (mean over repeats), and length of the shown text. `length_given_outcome`: the
-    latter with alpha held fixed. `noise`: standard deviation of a run's score from repeat to repeat.
+    `agreement`: rank correlation (tau-b) of score and alpha, 0 where all scores are alike. `repeat`: mean one between
+    two repeats. `order`, `length`: of score and place in the prompt (mean over repeats), and length of the shown text.
+    `length_given_outcome`: the latter with alpha held fixed. `noise`: standard deviation of a run's score from repeat to repeat.
     """
 
     runs: int = 0
@@ -147,7 +147,7 @@ def _figures(question: Question, rows: Sequence[Mapping[str, Any]], judgments: S
         return Figures(runs=runs, noise=_noise(asked))
     earned = [_number(row["outcome_score"]) for row in rows]
     lengths = [_mean([one.length for one in own if one.length is not None]) for own in asked]
-    agreement, length = tau_b(scores, earned), tau_b(scores, lengths)
+    agreement, length = _agreement(scores, earned), tau_b(scores, lengths)
     return Figures(
         runs=runs,
         agreement=agreement,
@@ -157,6 +157,14 @@ def _figures(question: Question, rows: Sequence[Mapping[str, Any]], judgments: S
         length_given_outcome=partial_tau(length, agreement, tau_b(lengths, earned)),
         noise=_noise(asked),
     )
+
+
+def _agreement(scores: Sequence[float], earned: Sequence[float]) -> float | None:
+    """Rank correlation of score and alpha; 0 where the judge gave all the same and alpha did not: it told nothing."""
+    told = [(score, alpha) for score, alpha in zip(scores, earned, strict=True) if math.isfinite(score + alpha)]
+    if len(told) >= LEAST_RUNS and len({score for score, _ in told}) == 1 < len({alpha for _, alpha in told}):
+        return 0.0
+    return tau_b(scores, earned)
 
 
 def _repeat(asked: Sequence[Sequence[Asked]]) -> float | None:
@@ -224,9 +232,9 @@ def _pooled(values: Iterable[float | None]) -> Mean:
 def verdict_of(means: Pooled, floors: Floors) -> tuple[str, str]:
     """Verdict on a judge, and its reason in a sentence: unproven, trusted, or set aside with the figure and its floor.
 
-    Agreement with alpha must be shown: the lower end of its interval is held to the floor, for half of all judges that
-    guess have a mean above 0. Agreement with itself is held by its mean. A judge that is unproven is used, and so is
-    one whose repeats are not known, of which the reason says so.
+    Agreement with alpha must be shown: the lower end of its interval must be above the floor, for half of all judges
+    that guess have a mean above 0, and one that says the same of all has exactly 0. Agreement with itself is held by
+    its mean. A judge that is unproven is used, and so is one whose repeats are not known, of which the reason says so.
     """
     agreement, repeat = means.agreement, means.repeat
     if agreement.windows < floors.least_windows:
@@ -235,7 +243,7 @@ def verdict_of(means: Pooled, floors: Floors) -> tuple[str, str]:
             f"{floors.least_windows} that are needed, {agreement} so far"
         )
     repeated = repeat.windows >= floors.least_windows
-    shown = agreement.low is not None and agreement.low >= floors.agreement
+    shown = agreement.low is not None and agreement.low > floors.agreement
     below = [] if shown else [_told("agreement with alpha", agreement, floors.agreement)]
     if repeated and repeat.below(floors.repeat):
         below.append(_told("agreement with itself", repeat, floors.repeat))

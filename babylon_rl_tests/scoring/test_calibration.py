@@ -94,7 +94,7 @@ def test_what_is_not_defined_is_null():
     assert (two.runs, two.agreement, two.repeat, two.order, two.length) == (2, None, None, None, None)
     alike = [made_row(name, [0.5, 0.5], [place, place], 0.01 * place) for place, name in enumerate("abcd")]
     constant = window_figures(alike).hindsight
-    assert (constant.agreement, constant.repeat, constant.order, constant.noise) == (None, None, None, 0.0)
+    assert (constant.agreement, constant.repeat, constant.order, constant.noise) == (0.0, None, None, 0.0)
     unearned = judged_window(WINDOW, 0, 1.0, outcome_score=math.nan)
     assert window_figures(unearned).hindsight.agreement is None
     assert window_figures([{**row, "judge": None} for row in judged_window(WINDOW, 0, 1.0)]) is None
@@ -180,8 +180,8 @@ def test_means_are_over_the_windows_in_which_a_figure_is_known():
     ("windows", "agreement", "repeat", "verdict"),
     [
         (9, -0.9, -0.9, UNPROVEN),
-        (10, 0.0, 0.3, TRUSTED),
-        (10, -0.001, 0.9, SET_ASIDE),
+        (10, 0.001, 0.3, TRUSTED),
+        (10, 0.0, 0.9, SET_ASIDE),
         (10, 0.9, 0.299, SET_ASIDE),
         (10, -0.5, 0.1, SET_ASIDE),
         (10, 0.4, None, TRUSTED),
@@ -195,7 +195,7 @@ def test_a_verdict_follows_the_floors(windows, agreement, repeat, verdict):
     if verdict == UNPROVEN:
         assert "unproven" in reason and "of the 10" in reason
     if verdict == SET_ASIDE:
-        assert ("agreement with alpha" in reason) == (agreement < 0)
+        assert ("agreement with alpha" in reason) == (agreement <= 0)
         assert ("agreement with itself" in reason) == (repeat is not None and repeat < 0.3)
         assert "10 windows" in reason and "floor" in reason and "[" in reason
     if repeat is None and verdict == TRUSTED:
@@ -206,6 +206,15 @@ def test_agreement_is_held_to_its_floor_by_the_lower_end_of_its_interval():
     spread = [figures(agreement, 0.9) for agreement in (-0.5, 0.6) * 5]
     found, reason = verdict_of(pooled(spread), FLOORS)
     assert pooled(spread).agreement.value > 0 and found == SET_ASIDE and "agreement with alpha is +0.05 [-0." in reason
+
+
+def test_a_judge_that_says_the_same_of_all_agrees_with_nothing_and_is_set_aside():
+    rows = [made_row(f"t{n}", [1.0, 1.0], [n, n], earned) for n, earned in enumerate((0.01, -0.02, 0.0))]
+    found = window_figures(rows)
+    assert found.hindsight.agreement == 0.0 and found.hindsight.repeat is None
+    assert verdict_of(pooled([found] * 10), FLOORS)[0] == SET_ASIDE
+    # Where alpha says the same of all too, nothing is known of the judge.
+    assert window_figures([{**row, "outcome_score": 0.0} for row in rows]).hindsight.agreement is None
 
 
 def test_a_judge_that_knows_alpha_ends_trusted():
