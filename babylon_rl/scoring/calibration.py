@@ -53,7 +53,8 @@ class Figures(msgspec.Struct, frozen=True):
 
     `agreement`: rank correlation (tau-b) of score and alpha, 0 where all scores are alike. `repeat`: mean one between
     two repeats. `order`, `length`: of score and place in the prompt (mean over repeats), and length of the shown text.
-    `length_given_outcome`: the latter with alpha held fixed. `noise`: standard deviation of a run's score from repeat to repeat.
+    `length_given_outcome`: the latter with alpha held fixed. `noise`: standard deviation of a run's score from repeat
+    to repeat.
     """
 
     runs: int = 0
