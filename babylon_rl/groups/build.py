@@ -193,7 +193,8 @@ def _by_alpha(scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def _said_aside(verdict: Mapping[str, Any]) -> str:
-    return f"the judge {verdict.get('judge') or ''} is set aside: {verdict['reason']}; rewards are alpha's"
+    model = str(verdict.get("judge") or "").partition(" ")[0]
+    return f"the judge {model} is {verdict['reason']}; rewards are alpha's"
 
 
 def _chosen(

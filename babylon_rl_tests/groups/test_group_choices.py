@@ -23,7 +23,7 @@ from babylon_rl_tests.scoring import made
 
 READY = {"status": "ready", "reason": ""}
 VERBS = ("BUY", "SELL", "HOLD")
-ASIDE = {"verdict": "set_aside", "reason": "it agrees with nothing", "judge": "m", "noise": 0.2}
+ASIDE = {"verdict": "set_aside", "reason": "set aside for alpha: it agrees with nothing", "judge": "m", "noise": 0.2}
 
 
 def played(pnls, verbs=VERBS, names="abcdefghijkl"):
@@ -131,7 +131,7 @@ def test_where_the_judge_is_set_aside_the_group_is_alphas():
     scored = judged(window, {"a": 0.0, "b": 1.0, "c": 0.5}).assign(decision_rewards=[{"0": 9.0}] * 3)
     row, alpha = built(window, scored, verdict=ASIDE), built(window)
     assert row["scorer"] == "alpha" and row["judge_verdict"] == "set_aside"
-    assert "the judge m is set aside: it agrees with nothing; rewards are alpha's" in row["reason"]
+    assert "the judge m is set aside for alpha: it agrees with nothing; rewards are alpha's" in row["reason"]
     assert advantages(row) == advantages(alpha) and row["reward_spread"] == alpha["reward_spread"]
     assert decode_group(row["group"]).scorer_version == ALPHA.version
     assert "9.0" not in str(row["group"])
