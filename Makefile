@@ -8,7 +8,8 @@ SEEDS ?= 11-20
 RUN = $(VENV)/bin
 
 # A user's own settings must not reach the demo or the tests.
-CLEAN = env -u DATABASE_URL -u BABYLON_RL_DATABASE_URL -u BABYLON_RL_PUBLISH_URL -u WANDB_API_KEY -u OPENAI_API_KEY
+CLEAN = env -u DATABASE_URL -u BABYLON_RL_DATABASE_URL -u BABYLON_RL_PUBLISH_URL -u WANDB_API_KEY -u OPENAI_API_KEY \
+	-u JUDGE_MODEL -u JUDGE_BASE_URL -u JUDGE_API_KEY
 
 .PHONY: help install demo bench bench-learning ui test browser screenshots lint constraints down
 .DEFAULT_GOAL := help
@@ -29,8 +30,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## the main job: play, train, evaluate, promote (MODEL=tiny is quick, SEED=n)
 	$(CLEAN) $(RUN)/babylon-rl demo --model $(MODEL) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: install ## all measurements but bench-learning; goes on after one that misses its figure, and says so (half an hour)
-	@missed=; for name in overhead sensor reading workers writing listing memory rewards faults; do \
+bench: install ## all measurements but bench-learning and `babylon-rl bench injection`; goes on after one that misses its figure, and says so (over half an hour)
+	@missed=; for name in overhead sensor reading workers writing listing memory scoring rewards faults; do \
 		echo "bench $$name"; $(CLEAN) $(RUN)/babylon-rl bench $$name || missed="$$missed $$name"; \
 	done; test -z "$$missed" || { echo "missed:$$missed"; exit 1; }
 

@@ -48,6 +48,9 @@ def forget_the_applications_variables() -> None:
         "BABYLON_RL_PUBLISH_URL",
         "WANDB_API_KEY",
         "OPENAI_API_KEY",
+        "JUDGE_MODEL",
+        "JUDGE_BASE_URL",
+        "JUDGE_API_KEY",
     ):
         os.environ.pop(name, None)
     get_settings.cache_clear()

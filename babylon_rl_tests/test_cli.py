@@ -10,7 +10,9 @@ import pytest
 import typer
 
 from babylon_rl import cli
+from babylon_rl.console import forget_the_applications_variables
 from babylon_rl.database.embedded import EmbeddedServer
+from babylon_rl.settings import get_settings
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -132,3 +134,12 @@ def test_status_of_an_empty_database_says_so(run, database, tmp_path):
     done = run("status", "--json", "--database", database.url, home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert '"promoted": null' in done.stdout
+
+
+def test_the_demo_asks_no_judge_that_somebody_has_a_key_for(monkeypatch):
+    names = ("JUDGE_MODEL", "JUDGE_BASE_URL", "JUDGE_API_KEY")
+    for name in names:
+        monkeypatch.setenv(name, "theirs")
+    forget_the_applications_variables()
+    settings = get_settings()
+    assert [settings.judge_model, settings.judge_base_url, settings.judge_api_key] == [None] * 3

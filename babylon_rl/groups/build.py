@@ -29,14 +29,12 @@ from babylon_rl.groups.trained_view import (
     view_of,
 )
 from babylon_rl.scoring.alpha import ALPHA
+from babylon_rl.scoring.calibration import SET_ASIDE
 from babylon_rl.scoring.seam import NO_CAPITAL
 from babylon_rl.settings import Settings
 
 if TYPE_CHECKING:
     from babylon_rl.recording.window import RecordedWindow, UsableTrajectory
-
-# Verdict of `judge_calibration` under which a window's rewards are alpha's.
-SET_ASIDE = "set_aside"
 
 # Windows an agent on average from which on a group may be refused for its agents' share: over fewer, chance alone
 # brings a large one often.

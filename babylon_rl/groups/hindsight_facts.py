@@ -136,8 +136,8 @@ class Own:
     def __init__(self, run: UsableTrajectory) -> None:
         self._run = run
         self._states = [_state(step.environment_state) for step in run.steps]
-        self._results = [list(_leaves(step.action.result)) for step in run.steps]
-        self._parameters = [list(_leaves(step.action.parameters)) for step in run.steps]
+        self._results = [list(_figures(step.action.result)) for step in run.steps]
+        self._parameters = [list(_figures(step.action.parameters)) for step in run.steps]
 
     def moment(self, at: int) -> int:
         """When the step of that place was taken, epoch milliseconds; the run's start where that is not known."""
@@ -153,7 +153,7 @@ class Own:
         for place in range(at):
             values += [value for _, value in (*self._results[place], *self._parameters[place])]
         quotes = self._run.steps[at].environment_state.get("quotes")
-        return sorted_figures([*values, *(value for _, value in _leaves(quotes))])
+        return sorted_figures([*values, *(value for _, value in _figures(quotes))])
 
     def later(self, at: int) -> Iterator[Later]:
         """What its results, its books and its clock said only after the step of that place."""
@@ -183,16 +183,21 @@ def _state(state: Any) -> list[tuple[str, float]]:
     return [(name, value) for name in names if (value := finite(state.get(name))) is not None]
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Finite figures within JSON values, with the key that each stands under."""
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What JSON values hold in the end, with the key that each stands under."""
     if isinstance(value, dict):
         for key, one in value.items():
             yield from _leaves(one, str(key))
     elif isinstance(value, list):
         for one in value:
             yield from _leaves(one, name)
-    elif (number := finite(value)) is not None:
-        yield name, number
+    else:
+        yield name, value
+
+
+def _figures(value: Any) -> Iterator[tuple[str, float]]:
+    """Finite figures within JSON values, with their keys."""
+    return ((name, number) for name, one in _leaves(value) if (number := finite(one)) is not None)
 
 
 def shown_figures(accesses: Any) -> tuple[float, ...]:
@@ -217,7 +222,8 @@ def _shown(value: Any) -> Iterator[float]:
 def of_row(row: Hindsight, scored: Iterable[Mapping[str, Any]] = ()) -> Iterator[Later]:
     """What judges wrote of a run and what the engine knew. `scored`: the run's rows of `scored_trajectories`."""
     for one in scored:
-        judged = [text for name, text in _texts(one.get("judge")) if name in ("reason", "reasoning", "explanation")]
+        said = ((name, text) for name, text in _leaves(one.get("judge")) if isinstance(text, str))
+        judged = [text for name, text in said if name in ("reason", "reasoning", "explanation")]
         for sentence in sentences([one.get("reason"), *judged]):
             yield Later("a score's reason", text=sentence)
     for sentence in row.words:
@@ -249,14 +255,3 @@ def _knowledge(value: Any, named: str | None, key: str) -> Iterator[Later]:
             yield Later("gameKnowledge", named, change=number / 100)
         elif abs(number) != 1:
             yield Later("gameKnowledge", named, price=number)
-
-
-def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, one in value.items():
-            yield from _texts(one, str(key))
-    elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one, name)
-    elif isinstance(value, str):
-        yield name, value
