@@ -1,65 +1,17 @@
 """Our own tables: schema `babylon_rl`, the source of the Alembic migrations.
 
 Tables of assets keep their history: a row is current while `superseded_at` is null, and the rows of a
-window are replaced together (`database.history`). Times are `timestamptz`. The application's tables are
-in `application_tables.py`, in a MetaData of their own that Alembic never sees.
+window are replaced together (`database.history`). Times are `timestamptz`. Those of models are in `model_tables`. The
+application's tables are in `application_tables.py`, in a MetaData of their own that Alembic never sees.
 """
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY
 
-from babylon_rl.database import application_tables
+from babylon_rl.database import application_tables, model_tables
+from babylon_rl.database.metadata import SCHEMA, WHOLE_HOUR, Json, Real, Time, asset_table, metadata, now
 
-SCHEMA = "babylon_rl"
-
-metadata = sa.MetaData(
-    schema=SCHEMA,
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    },
-)
-
-Time = sa.DateTime(timezone=True)
-Real = sa.Double
-# None is SQL NULL, never the JSON value null.
-Json = JSONB(none_as_null=True)
-
-# The colon is escaped for SQLAlchemy, to which ":00" is a bind parameter.
-WHOLE_HOUR = r"window_id ~ '^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3])\:00$'"
-
-
-def _now(name: str) -> sa.Column:
-    return sa.Column(name, Time, nullable=False, server_default=sa.func.now())
-
-
-def asset_table(name: str, key: tuple[str, ...], *columns: sa.Column, window_required: bool = True) -> sa.Table:
-    """Table of a partitioned asset: its own columns, the window, and the columns that keep history.
-
-    `key`: the columns that, with the window, name a row; unique among the current rows.
-    """
-    return sa.Table(
-        name,
-        metadata,
-        sa.Column("row_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
-        sa.Column("window_id", sa.Text, nullable=not window_required),
-        *columns,
-        sa.Column("digest", sa.Text, nullable=False, comment="SHA-256 over the window's rows as written"),
-        _now("created_at"),
-        sa.Column("superseded_at", Time),
-        sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
-        sa.Index(
-            f"uq_{name}_current",
-            "window_id",
-            *key,
-            unique=True,
-            postgresql_where=sa.text("superseded_at IS NULL"),
-            postgresql_nulls_not_distinct=True,
-        ),
-    )
+__all__ = ["SCHEMA", "metadata", "model_tables"]
 
 
 # --- what agents did -------------------------------------------------------------------------------
@@ -81,7 +33,7 @@ recorded_calls = sa.Table(
     sa.Column("exploration", Real, nullable=False, comment="share of uniform choice mixed into the policy"),
     sa.Column("seed", sa.BigInteger),
     sa.Column("finish_reason", sa.Text, nullable=False),
-    _now("recorded_at"),
+    now("recorded_at"),
 )
 
 # What is recorded or imported where the application's tables may not be written: their very columns.
@@ -311,7 +263,7 @@ judge_answers = sa.Table(
     sa.Column("answer", sa.Text, nullable=False, comment="as the judge wrote it, once it could be read"),
     sa.Column("prompt_tokens", sa.Integer, nullable=False),
     sa.Column("completion_tokens", sa.Integer, nullable=False),
-    _now("answered_at"),
+    now("answered_at"),
     sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
 )
 
@@ -335,7 +287,7 @@ recorded_buckets = sa.Table(
     sa.Column("rows", sa.Integer, nullable=False),
     sa.Column("fingerprint", sa.Text, nullable=False, comment="changes whenever a row is written; see readiness"),
     sa.Column("calls", sa.Text, comment="the same of the rows' recorded calls; null where they were not looked at"),
-    _now("seen_at"),
+    now("seen_at"),
     sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
 )
 
@@ -350,7 +302,7 @@ window_requests = sa.Table(
     sa.Column("run_key", sa.Text, comment="of the latest request"),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="requests of this revision"),
     sa.Column("look_at", Time, comment="when time may change the state; null: only what is recorded does"),
-    _now("changed_at"),
+    now("changed_at"),
     sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
     sa.CheckConstraint("state IN ('changed', 'waiting', 'requested', 'materialized', 'failed')", name="state"),
     sa.Index("ix_window_requests_unsettled", "window_id", postgresql_where=sa.text("state <> 'materialized'")),
@@ -364,104 +316,10 @@ window_failures = sa.Table(
     sa.Column("window_id", sa.Text, nullable=False),
     sa.Column("error", sa.Text, nullable=False, comment="type of the error"),
     sa.Column("detail", sa.Text, nullable=False, comment="its message"),
-    _now("failed_at"),
+    now("failed_at"),
     sa.Column("resolved_at", Time, comment="when the asset's window was computed without an error"),
     sa.CheckConstraint(WHOLE_HOUR, name="whole_hour"),
     sa.Index(
         "uq_window_failures_open", "asset", "window_id", unique=True, postgresql_where=sa.text("resolved_at IS NULL")
     ),
-)
-
-# --- models ----------------------------------------------------------------------------------------
-
-training_runs = sa.Table(
-    "training_runs",
-    metadata,
-    sa.Column("training_run", sa.Text, primary_key=True, comment="name of the model that is trained"),
-    sa.Column("base_model", sa.Text, nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("settings", Json, nullable=False, comment="training settings; what a snapshot's id covers"),
-    sa.Column("schedule", Json, nullable=False, comment="how the demo lays out its windows; empty otherwise"),
-    sa.Column("first_window", sa.Text, nullable=False),
-    sa.Column("last_window", sa.Text, comment="null while the run has no end"),
-    sa.Column("state", sa.Text, nullable=False, comment="running | finished"),
-    _now("created_at"),
-)
-
-snapshots = sa.Table(
-    "snapshots",
-    metadata,
-    sa.Column("snapshot_id", sa.Text, primary_key=True, comment="SHA-256 of the content"),
-    sa.Column("training_run", sa.Text, nullable=False),
-    sa.Column("content", sa.Text, nullable=False, comment="canonical JSON: the trained views, settings and seed"),
-    sa.Column("window_ids", ARRAY(sa.Text), nullable=False),
-    _now("created_at"),
-)
-
-checkpoints = sa.Table(
-    "checkpoints",
-    metadata,
-    sa.Column("checkpoint_id", sa.Text, primary_key=True),
-    sa.Column("training_run", sa.Text, nullable=False, index=True),
-    sa.Column("parent_id", sa.Text, sa.ForeignKey(f"{SCHEMA}.checkpoints.checkpoint_id")),
-    sa.Column("snapshot_id", sa.Text, sa.ForeignKey(f"{SCHEMA}.snapshots.snapshot_id")),
-    sa.Column("base_model", sa.Text, nullable=False),
-    sa.Column("step", sa.Integer, nullable=False),
-    sa.Column("path", sa.Text, comment="folder of the adapter; null for the base model itself"),
-    sa.Column("weights_sha256", sa.Text),
-    sa.Column("last_window", sa.Text, comment="latest window trained on"),
-    sa.Column("metrics", Json, nullable=False),
-    sa.Column("state", sa.Text, nullable=False, comment="ready | candidate | deleted"),
-    _now("created_at"),
-)
-
-training_attempts = sa.Table(
-    "training_attempts",
-    metadata,
-    sa.Column("job_id", sa.Text, primary_key=True),
-    sa.Column("snapshot_id", sa.Text, sa.ForeignKey(f"{SCHEMA}.snapshots.snapshot_id"), nullable=False),
-    sa.Column("parent_id", sa.Text, sa.ForeignKey(f"{SCHEMA}.checkpoints.checkpoint_id"), nullable=False),
-    sa.Column("settings_digest", sa.Text, nullable=False),
-    sa.Column("backend", sa.Text, nullable=False),
-    sa.Column("remote_job_id", sa.Text),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("step_before", sa.Integer, nullable=False),
-    sa.Column("step_after", sa.Integer),
-    sa.Column("error", sa.Text),
-    _now("created_at"),
-    sa.Column("finished_at", Time),
-    sa.UniqueConstraint("snapshot_id", "parent_id", "settings_digest"),
-    sa.CheckConstraint("state IN ('submitted', 'done', 'failed', 'in_doubt')", name="state"),
-)
-
-training_alarms = sa.Table(
-    "training_alarms",
-    metadata,
-    sa.Column("alarm_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
-    sa.Column("training_run", sa.Text, nullable=False),
-    sa.Column("window_id", sa.Text, nullable=False, comment="last window of the update whose batch raised it"),
-    sa.Column("checkpoint_id", sa.Text, nullable=False, comment="checkpoint that played the batch"),
-    sa.Column("kind", sa.Text, nullable=False, comment="one_sided | all_hold | malformed | overtrading | no_spread"),
-    sa.Column("value", Real, nullable=False),
-    sa.Column("limit_value", Real, nullable=False),
-    sa.Column("response", sa.Text, nullable=False),
-    sa.Column("back_to", sa.Text, sa.ForeignKey(f"{SCHEMA}.checkpoints.checkpoint_id"), comment="state after it"),
-    sa.Column("exploration", Real, nullable=False, comment="of the round after it"),
-    sa.Column("detail", sa.Text, nullable=False, comment="the value as a person reads it"),
-    _now("created_at"),
-    sa.UniqueConstraint("training_run", "window_id", "kind"),
-    sa.CheckConstraint("response IN ('explore', 'step_back', 'stop')", name="response"),
-)
-
-promotions = sa.Table(
-    "promotions",
-    metadata,
-    sa.Column("promotion_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
-    sa.Column("training_run", sa.Text, nullable=False),
-    sa.Column("from_checkpoint", sa.Text),
-    sa.Column("to_checkpoint", sa.Text, sa.ForeignKey(f"{SCHEMA}.checkpoints.checkpoint_id"), nullable=False),
-    sa.Column("who", sa.Text, nullable=False),
-    sa.Column("why", sa.Text, nullable=False),
-    sa.Column("evidence", Json, nullable=False),
-    _now("promoted_at"),
 )

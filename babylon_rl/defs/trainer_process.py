@@ -9,7 +9,9 @@ from dagster_pipes import open_dagster_pipes
 
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import BabylonError
-from babylon_rl.training.trainer import TrainerRequest, train_update
+from babylon_rl.settings import get_settings
+from babylon_rl.training.backends.seam import train_on
+from babylon_rl.training.trainer import TrainerRequest
 
 DATABASE_VARIABLE = "BABYLON_RL_TRAINER_DATABASE"
 EMBEDDED_VARIABLE = "BABYLON_RL_TRAINER_EMBEDDED"
@@ -32,7 +34,7 @@ def main() -> None:
                 contextlib.redirect_stdout(nowhere),
                 contextlib.redirect_stderr(nowhere),
             ):
-                result = train_update(request, database, report)
+                result = train_on(request.backend)(request, database, get_settings(), report)
         except BabylonError as error:
             pipes.report_custom_message({"error": str(error)})
         else:

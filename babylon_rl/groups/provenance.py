@@ -11,13 +11,27 @@ import msgspec
 
 Label = Literal["on_policy", "stale", "foreign_model", "no_logprobs", "no_text"]
 
-IMPORTANCE_WEIGHTED = "importance_weighted"
+IMPORTANCE_WEIGHTED, WEIGHTED_SUPERVISED = "importance_weighted", "weighted_supervised"
+Loss = Literal["importance_weighted", "weighted_supervised"]
 
-# Loss -> labels that it is valid for. A loss that is not here takes nothing.
-ADMITTED: Mapping[str, frozenset[str]] = {IMPORTANCE_WEIGHTED: frozenset({"on_policy", "stale"})}
+# Loss -> labels that it is valid for. A loss that is not here takes nothing. The first divides by the recorded
+# probability (CISPO, PPO); the second imitates what did better than its window's baseline, which needs the text alone.
+ADMITTED: Mapping[str, frozenset[str]] = {
+    IMPORTANCE_WEIGHTED: frozenset({"on_policy", "stale"}),
+    WEIGHTED_SUPERVISED: frozenset({"foreign_model", "no_logprobs"}),
+}
+
+# Backend -> losses that it can compute. A hosted trainer takes sampled tokens with their log-probabilities only.
+LOSSES: Mapping[str, frozenset[str]] = {
+    "torch": frozenset({IMPORTANCE_WEIGHTED, WEIGHTED_SUPERVISED}),
+    "wandb": frozenset({IMPORTANCE_WEIGHTED}),
+    "art-local": frozenset({IMPORTANCE_WEIGHTED}),
+}
 
 # Updates after which a recording is too old, whatever its ratio says.
 STALE_LIMIT = 8
+# Days between a recording's window and the update's last one after which it is too old: markets move on.
+STALE_DAYS = 14.0
 
 
 class Provenance(msgspec.Struct, frozen=True):

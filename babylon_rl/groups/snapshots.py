@@ -299,6 +299,37 @@ def save_snapshot(connection: psycopg.Connection, snapshot: Snapshot) -> None:
     )
 
 
+class SnapshotHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot without its groups. `groups`: how many there are."""
+
+    snapshot_id: str
+    training_run: str
+    window_ids: tuple[str, ...]
+    settings: dict[str, Any]
+    seed: int
+    left_out: dict[str, int]
+    groups: int
+
+
+def load_header(connection: psycopg.Connection, snapshot_id: str) -> SnapshotHeader:
+    """The snapshot's header; TrainingError as `load_snapshot`."""
+    found = load_snapshot(connection, snapshot_id)
+    return SnapshotHeader(
+        snapshot_id=found.snapshot_id,
+        training_run=found.training_run,
+        window_ids=found.window_ids,
+        settings=found.settings,
+        seed=found.seed,
+        left_out=found.left_out,
+        groups=len(found.groups),
+    )
+
+
+def stream_groups(connection: psycopg.Connection, snapshot_id: str) -> Iterator[Group]:
+    """The snapshot's groups by window, one at a time, each checked against its digest."""
+    yield from load_snapshot(connection, snapshot_id).groups
+
+
 def load_snapshot(connection: psycopg.Connection, snapshot_id: str) -> Snapshot:
     """The snapshot of that id; TrainingError where there is none, or its content is not what the id says."""
     row = connection.execute(

@@ -9,7 +9,7 @@ after the decision has a field here: no outcome, no judge's text, no metadata. B
 import hashlib
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -51,6 +51,10 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     of several decisions earned, in order, which sums to `reward`; `decision_advantages`: their advantages in a
     snapshot, each of weight 1/n. UNSET where the reward is the whole window's: such a member is written without these
     fields, as it is where nobody knew them, and has the same digest.
+
+    `label`, `loss`: in a snapshot, its provenance, and the loss that it enters, absent where that is the
+    importance-weighted one. A member of the weighted supervised loss has decisions whose text alone counts; where no
+    tokens were recorded, their token fields are empty.
     """
 
     trajectory_id: str
@@ -64,6 +68,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     baseline: float | msgspec.UnsetType = msgspec.UNSET
     decision_rewards: list[float] | msgspec.UnsetType = msgspec.UNSET
     decision_advantages: list[float] | msgspec.UnsetType = msgspec.UNSET
+    label: str | msgspec.UnsetType = msgspec.UNSET
+    loss: Literal["weighted_supervised"] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def taken_off(self) -> float:

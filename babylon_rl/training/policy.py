@@ -67,6 +67,8 @@ class Policy:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             raise ModelError("device is cuda and no CUDA device is there; set BABYLON_RL_DEVICE=cpu.")
         try:

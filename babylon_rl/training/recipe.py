@@ -32,6 +32,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `dropout_target`, `max_dropout`: members of an update above which some are left out, and the share of them that is
     left out at most (`groups.dropout`; where they are not set, its defaults). Not set, they are no part of the digest.
 
+    `stale_limit`, `stale_days`: updates and days behind which a recording is too old (not set:
+    `groups.provenance.STALE_DAYS`). `admit`: labels of provenance that are admitted, where those are fewer than
+    `groups.provenance.ADMITTED` allows. `ess_floor`: effective sample size, as a share of the batch, below which no
+    update is made (not set: `training.admission.ESS_FLOOR`). `precision`: of the model's weights; not set, float32.
+
     `alarms`: when a batch raises an alarm, and how the run answers it.
     """
 
@@ -52,6 +57,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     balanced_answers: tuple[str, str] | None = ("BUY", "SELL")
     balance_rate: float = 0.3
     stale_limit: int = 0
+    stale_days: float | msgspec.UnsetType = msgspec.UNSET
+    ess_floor: float | msgspec.UnsetType = msgspec.UNSET
+    admit: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    precision: Literal["bfloat16"] | msgspec.UnsetType = msgspec.UNSET
     temperature: float = 1.0
     exploration: float = 0.0
     dropout_target: int | msgspec.UnsetType = msgspec.UNSET

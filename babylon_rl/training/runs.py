@@ -25,10 +25,15 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
     first_window: str
     last_window: str | None
     state: str
+    backend: str = "torch"
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One state of a model. `path` is None for step 0, the base model itself."""
+    """One state of a model. `path` is None for step 0, the base model itself, and where a service keeps the weights.
+
+    `backend`: where it was made; `base_sha256`, `tokenizer_sha256`: of what it was trained on; `inference_url`,
+    `inference_name`: where a service answers with this very step.
+    """
 
     checkpoint_id: str
     training_run: str
@@ -41,14 +46,21 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     last_window: str | None
     metrics: dict[str, Any]
     state: str
+    backend: str | None = None
+    base_sha256: str | None = None
+    tokenizer_sha256: str | None = None
+    inference_url: str | None = None
+    inference_name: str | None = None
+    code_version: str | None = None
 
 
 def start_run(connection: psycopg.Connection, run: TrainingRun) -> None:
     """Store a run and its step 0; a run of that name that is already there stays as it is."""
     connection.execute(
         """INSERT INTO babylon_rl.training_runs
-           (training_run, base_model, seed, settings, schedule, first_window, last_window, state)
-           VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (training_run) DO NOTHING""",
+           (training_run, base_model, seed, settings, schedule, first_window, last_window, state,
+            backend)
+           VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (training_run) DO NOTHING""",
         (
             run.training_run,
             run.base_model,
@@ -58,6 +70,7 @@ def start_run(connection: psycopg.Connection, run: TrainingRun) -> None:
             run.first_window,
             run.last_window,
             run.state,
+            run.backend,
         ),
     )
     base = Checkpoint(
@@ -126,8 +139,10 @@ def save_checkpoint(connection: psycopg.Connection, checkpoint: Checkpoint) -> N
     """Store a checkpoint; one of that id that is already there stays as it is."""
     connection.execute(
         """INSERT INTO babylon_rl.checkpoints (checkpoint_id, training_run, parent_id, snapshot_id, base_model, step,
-           path, weights_sha256, last_window, metrics, state)
-           VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (checkpoint_id) DO NOTHING""",
+           path, weights_sha256, last_window, metrics, state, backend, base_sha256, tokenizer_sha256, inference_url,
+           inference_name, code_version)
+           VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+           ON CONFLICT (checkpoint_id) DO NOTHING""",
         (
             checkpoint.checkpoint_id,
             checkpoint.training_run,
@@ -140,6 +155,12 @@ def save_checkpoint(connection: psycopg.Connection, checkpoint: Checkpoint) -> N
             checkpoint.last_window,
             Jsonb(checkpoint.metrics),
             checkpoint.state,
+            checkpoint.backend,
+            checkpoint.base_sha256,
+            checkpoint.tokenizer_sha256,
+            checkpoint.inference_url,
+            checkpoint.inference_name,
+            checkpoint.code_version,
         ),
     )
 

@@ -37,15 +37,28 @@ class TrainerRequest(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
     device: str
     threads: int
+    backend: str = "torch"
+    job_id: str = ""
+    training_run: str = ""
+    base_model: str = ""
 
 
 class TrainerResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The checkpoint as written. `metrics`: means over the steps; `steps`: each optimizer step's metrics."""
+    """The checkpoint as written. `metrics`: means over the steps; `steps`: each optimizer step's metrics.
 
-    folder: str
-    weights_sha256: str
+    `folder`: folder or fsspec URL of the weights, and `weights_sha256` theirs; None where a service keeps them, which
+    then answers at `inference_url` under `inference_name`. `step`: of the remote model, None where there is none.
+    """
+
+    folder: str | None
+    weights_sha256: str | None
     metrics: dict[str, float]
     steps: list[dict[str, float]]
+    base_sha256: str | None = None
+    tokenizer_sha256: str | None = None
+    inference_url: str | None = None
+    inference_name: str | None = None
+    step: int | None = None
 
 
 def train_update(request: TrainerRequest, database: Database, report: Report) -> TrainerResult:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import psycopg
 
+from babylon_rl import __version__
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.connect import Database
 from babylon_rl.database.history import current_rows
@@ -257,6 +258,10 @@ def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot:
         recipe=run.recipe,
         device=settings.device,
         threads=settings.threads,
+        backend=run.backend,
+        job_id=_job_digest(parent, snapshot, run),
+        training_run=run.training_run,
+        base_model=run.base_model,
     )
 
 
@@ -271,10 +276,13 @@ def _open_job(connection: psycopg.Connection, run: TrainingRun, parent: Checkpoi
     connection.execute(
         """INSERT INTO babylon_rl.training_attempts
            (job_id, snapshot_id, parent_id, settings_digest, backend, state, step_before)
-           VALUES (%s, %s, %s, %s, 'torch', 'submitted', %s)
-           ON CONFLICT (job_id) DO UPDATE SET state = 'submitted', error = NULL, finished_at = NULL
-           WHERE training_attempts.state <> 'done'""",
-        (job_id, snapshot.snapshot_id, parent.checkpoint_id, run.recipe.digest(), parent.step),
+           VALUES (%s, %s, %s, %s, %s, 'written', %s)
+           ON CONFLICT (job_id) DO UPDATE SET state = 'written', error = NULL, finished_at = NULL
+           WHERE training_attempts.state IN ('failed', 'cancelled')""",
+        (job_id, snapshot.snapshot_id, parent.checkpoint_id, run.recipe.digest(), run.backend, parent.step),
+    )
+    connection.execute(
+        "UPDATE babylon_rl.training_attempts SET state = 'running' WHERE job_id = %s AND state = 'written'", (job_id,)
     )
     return job_id
 
@@ -310,5 +318,11 @@ def _book(
             last_window=window_id,
             metrics=result.metrics,
             state="ready",
+            backend=run.backend,
+            base_sha256=result.base_sha256,
+            tokenizer_sha256=result.tokenizer_sha256,
+            inference_url=result.inference_url,
+            inference_name=result.inference_name,
+            code_version=__version__,
         ),
     )

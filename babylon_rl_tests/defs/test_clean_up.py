@@ -91,6 +91,7 @@ def test_dagster_forgets_a_partition_whose_last_run_is_deleted(database, instanc
 def pass_days(database, days: int = 10) -> None:
     """Make everything in our tables that much older."""
     with database.connect() as connection:
+        connection.execute("SET LOCAL session_replication_role = replica")  # snapshots are immutable
         for statement in (
             "UPDATE babylon_rl.art_groups SET created_at = created_at - %(d)s, superseded_at = superseded_at - %(d)s",
             """UPDATE babylon_rl.trained_checkpoints

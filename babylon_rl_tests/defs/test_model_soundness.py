@@ -46,7 +46,9 @@ def play_and_update(rounds: Rounds, *numbers: int) -> None:
 
 
 def change(rounds: Rounds, query: str, *parameters) -> None:
+    """Change rows as the database's owner could who switches its triggers off."""
     with rounds.database.connect() as connection:
+        connection.execute("SET LOCAL session_replication_role = replica")
         connection.execute(query, parameters)
 
 
