@@ -243,5 +243,5 @@ def peak_bytes(database, many):
 
 
 def test_memory_holds_no_texts_of_the_batch(database):
-    peak_bytes(database, 2)  # what is imported on the way
+    peak_bytes(database, 12)  # what is imported on the way
     assert abs(peak_bytes(database, 72) - peak_bytes(database, 36)) < 1_000_000
