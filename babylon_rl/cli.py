@@ -15,6 +15,7 @@ from babylon_rl.commands.publish import publish
 from babylon_rl.commands.recording import app as recording_app
 from babylon_rl.commands.rescore import rescore
 from babylon_rl.commands.score import score
+from babylon_rl.commands.snapshot import app as snapshot_app
 from babylon_rl.commands.verify import verify
 from babylon_rl.commands.windows import windows as windows_command
 from babylon_rl.console import (
@@ -43,6 +44,7 @@ app.command("publish")(publish)
 app.add_typer(recording_app, name="recording")
 app.command("rescore")(rescore)
 app.command("score")(score)
+app.add_typer(snapshot_app, name="snapshot")
 app.command("verify")(verify)
 app.command("windows")(windows_command)
 

@@ -1,7 +1,7 @@
 """Deletion of superseded rows by age: the only place where rows of the asset tables go.
 
-Current rows stay for ever. A superseded row stays too while a snapshot names it: its window was trained on, and the row
-was the current one when the snapshot was made.
+Current rows stay for ever. A superseded row stays too while a snapshot names it: its window was trained on, or looked
+at for it, and the row was the current one when the snapshot was made.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,10 @@ def delete_superseded(
 
 # A snapshot's moment is its transaction's start, and a row's is later within its own: hence the hour.
 _NAMED_BY_WINDOW = sql.SQL(
-    """NOT EXISTS (SELECT 1 FROM babylon_rl.snapshots s WHERE s.window_ids @> ARRAY[r.window_id]
+    """NOT EXISTS (SELECT FROM (
+           SELECT created_at, unnest(window_ids) AS window_id FROM babylon_rl.snapshots
+           UNION ALL SELECT created_at, jsonb_object_keys(made_from -> 'groups') FROM babylon_rl.snapshots
+       ) s WHERE s.window_id = r.window_id
        AND r.created_at <= s.created_at + interval '1 hour' AND r.superseded_at > s.created_at)"""
 )
 _NAMED_BY_ID = sql.SQL("r.snapshot_id IS NULL")

@@ -190,7 +190,7 @@ def stream_groups(connection: psycopg.Connection, snapshot_id: str) -> Iterator[
     if value["format"] == IN_ONE:
         yield from map(decode_group, value["groups"])
         return
-    stored = _stored_texts(connection, snapshot_id)
+    stored = stored_texts(connection, snapshot_id)
     for window_id, digest in value["groups"]:
         found, text = next(stored, (None, ""))
         if found != window_id or hashlib.sha256(text.encode()).hexdigest() != digest:
@@ -246,7 +246,8 @@ def group_of(text: str) -> Group:
         return decode_group(json.loads(text))
 
 
-def _stored_texts(connection: psycopg.Connection, snapshot_id: str) -> Iterator[Any]:
+def stored_texts(connection: psycopg.Connection, snapshot_id: str) -> Iterator[Any]:
+    """Window and canonical JSON of each group as they stand there, by place, unchecked."""
     columns = model_tables.snapshot_groups.c
     statement = (
         sa.select(columns.window_id, columns.content).where(columns.snapshot_id == snapshot_id).order_by(columns.place)

@@ -26,7 +26,8 @@ _SMALL = sa.text(
     LEFT JOIN LATERAL (
         SELECT string_agg(DISTINCT s.outcome_revision, ',') AS outcome_revision
         FROM babylon_rl.scored_trajectories s
-        WHERE s.window_id = g.window_id AND s.superseded_at IS NULL AND s.digest = g.scores_digest
+        WHERE s.window_id = g.window_id AND s.superseded_at IS NULL
+          AND (s.digest = g.scores_digest OR g.scores_digest IS NULL)
     ) scored ON true
     CROSS JOIN LATERAL (
         SELECT coalesce(jsonb_agg(jsonb_build_array(d.value -> 'exploration',
