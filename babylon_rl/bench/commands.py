@@ -22,7 +22,7 @@ from babylon_rl.console import (
 
 app = typer.Typer(
     help="Measurements: a recipe over seeds, rewards, a judge's guard, Dagster's overhead, the sensor's tick, reading, "
-    "writing, faults.",
+    "writing, snapshots, faults.",
     no_args_is_help=True,
 )
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]
@@ -229,6 +229,21 @@ def bench_rewards(
     write_whole(folder / f"rewards-{seed}.md", tables(found).encode())
     print(figures if as_json else tables(found))
     raise typer.Exit(0 if found.reached else 1)
+
+
+@app.command("snapshots")
+def bench_snapshots(
+    trajectories: Annotated[int, typer.Option(min=80, help="Trajectories of the larger snapshot.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Of the made groups.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds and memory of a snapshot, and of one of a tenth of the size. Exit code 1: over a limit.
+
+    Takes some minutes and two gigabytes of disk, which are freed.
+    """
+    from babylon_rl.bench.snapshots import measure_snapshots
+
+    _show(measure_snapshots([trajectories // 10, trajectories], seed, errors.print), as_json)
 
 
 @app.command("faults")
