@@ -380,10 +380,15 @@ def trainable_groups(rows: pd.DataFrame) -> tuple[list[Group], dict[str, int]]:
             others[row["status"]] += 1
             continue
         group = decode_group(row["group"])
-        if digest_of(group) != row["group_digest"]:
-            raise TrainingError(
-                f"The stored group of window {row['window_id']} does not match its digest: the row was changed. "
-                "Materialize art_groups of the window again."
-            )
+        check_digest(row["window_id"], group, row["group_digest"])
         groups.append(group)
     return groups, dict(sorted(others.items()))
+
+
+def check_digest(window_id: str, group: Group, digest: str) -> None:
+    """TrainingError where a window's stored group does not match its digest."""
+    if digest_of(group) != digest:
+        raise TrainingError(
+            f"The stored group of window {window_id} does not match its digest: the row was changed. Materialize "
+            "art_groups of the window again."
+        )

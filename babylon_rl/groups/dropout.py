@@ -40,6 +40,8 @@ def drop_of_batch(members: Iterable[tuple[str, str]], rate: float, seed: int) ->
 
     Within each window by itself a small rate would leave out nobody.
     """
+    if rate <= 0:
+        return set()
     ranked = sorted(set(members), key=lambda one: (_rank(one[1], one[0], seed), one))
     return set(ranked[: math.floor(rate * len(ranked) + 1e-9)])
 

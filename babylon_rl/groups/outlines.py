@@ -4,15 +4,18 @@ An outline has every number of its group and of each decision the answer's word 
 advantages, centring and dropout look at. Equal parts are the same object.
 """
 
+import itertools
 import json
+import marshal
 from typing import Any
 
 import msgspec
 
 from babylon_rl.errors import TrainingError
-from babylon_rl.groups.trained_view import Decision, Group, Member
+from babylon_rl.groups.trained_view import Decision, Group, Member, canonical_json
 
 MALFORMED = "malformed"
+_NO_DECISIONS = '"decisions":[]'
 
 
 class Outlines:
@@ -66,11 +69,19 @@ class Outlines:
         return self._names.setdefault(name, name)
 
 
-def restored(outline: Group, whole: Group) -> Group:
-    """The outline's group with the decisions of the whole one it was made from."""
-    decisions = {member.trajectory_id: member.decisions for member in whole.members}
-    members = [msgspec.structs.replace(one, decisions=decisions[one.trajectory_id]) for one in outline.members]
-    return msgspec.structs.replace(outline, members=members)
+def decisions_of(group: Group) -> bytes:
+    """What the outline of the group leaves out: the canonical JSON of each member's decisions."""
+    return marshal.dumps({member.trajectory_id: canonical_json(member.decisions) for member in group.members})
+
+
+def with_decisions(outline: Group, decisions: bytes) -> str:
+    """Canonical JSON of the outline's group with the decisions that `decisions_of` gave for the whole of it."""
+    known: dict[str, str] = marshal.loads(decisions)
+    empty = [msgspec.structs.replace(member, decisions=[]) for member in outline.members]
+    # Within a text the quotes are escaped, so this is found once a member and nowhere else.
+    parts = canonical_json(msgspec.structs.replace(outline, members=empty)).split(_NO_DECISIONS)
+    own = [f'"decisions":{known[member.trajectory_id]}' for member in outline.members]
+    return "".join(itertools.chain.from_iterable(zip(parts, [*own, ""], strict=True)))
 
 
 def verb_of(response: str) -> str:

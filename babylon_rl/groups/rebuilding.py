@@ -10,10 +10,10 @@ import msgspec
 import psycopg
 
 from babylon_rl.errors import TrainingError
-from babylon_rl.groups.snapshot_store import MadeFrom, SnapshotHeader, load_header, stored_texts
+from babylon_rl.groups.snapshot_store import MadeFrom, SnapshotHeader, group_of, load_header, stored_texts
 from babylon_rl.groups.snapshots import Assembled, assembled
 from babylon_rl.groups.stored import stream_named
-from babylon_rl.groups.trained_view import Group, decode_group, digest_of
+from babylon_rl.groups.trained_view import Group, digest_of
 
 # Characters of a value that a difference shows, and differences that are told; the others are counted.
 SHOWN, MOST = 60, 1000
@@ -93,10 +93,10 @@ def _made_from(connection: psycopg.Connection, snapshot_id: str) -> MadeFrom:
 def _source_groups(connection: psycopg.Connection, made_from: MadeFrom, found: list[Difference]) -> Iterator[Group]:
     """The groups that went in, without their refused members; what is wrong with their rows goes to `found`."""
     missing = dict(made_from.groups)
-    for window_id, digest, value in stream_named(connection, made_from.groups):
+    for window_id, digest, text in stream_named(connection, made_from.groups):
         del missing[window_id]
         try:
-            group = decode_group(value)
+            group = group_of(text)
         except TrainingError as error:
             found.append(Difference(window_id=window_id, field=f"its row of art_groups: {error}"))
             continue

@@ -29,7 +29,7 @@ from babylon_rl.groups.advantages import (
     has_spread,
 )
 from babylon_rl.groups.dropout import MAX_DROPOUT, TARGET, drop_of_batch, dropout_rate
-from babylon_rl.groups.outlines import Outlines, restored, verb_of
+from babylon_rl.groups.outlines import Outlines, decisions_of, verb_of, with_decisions
 from babylon_rl.groups.provenance import STALE_LIMIT, Lineage, admitted, provenance_of
 from babylon_rl.groups.snapshot_store import (
     Origin,
@@ -156,7 +156,7 @@ def assembled(
             members = _admitted(group, lineage, int(settings.get("stale_limit", STALE_LIMIT)), counts)
             group = msgspec.structs.replace(group, members=members)
             given[group.window_id] = outlines.of(group)
-            places[group.window_id] = whole.add_group(group)
+            places[group.window_id] = whole.add(decisions_of(group))
         counts.update(left_out or {})
         given, used = _dropped(given, settings, seed, counts)
         weighed = (_made(given[window_id], kind, settings, counts) for window_id in sorted(given))
@@ -172,7 +172,7 @@ def assembled(
             )
         digests, final = [], []
         for group in batch:
-            text = canonical_json(restored(group, whole.read_group(places[group.window_id]))).encode()
+            text = with_decisions(group, whole.read(places[group.window_id])).encode()
             digests.append((group.window_id, hashlib.sha256(text).hexdigest()))
             final.append(made.add(text))
         content = header_content(training_run, {**settings, **used}, seed, counts, digests)

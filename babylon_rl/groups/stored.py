@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 import psycopg
@@ -10,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from babylon_rl.database.bulk import read_frame, stream_rows
-from babylon_rl.groups.build import trainable_groups
-from babylon_rl.groups.snapshot_store import Source
+from babylon_rl.groups.build import check_digest
+from babylon_rl.groups.snapshot_store import Source, group_of
 from babylon_rl.groups.statuses import TRAINABLE
 from babylon_rl.groups.trained_view import Group
 
@@ -42,8 +41,8 @@ _SMALL = sa.text(
 
 # A group's own digest names it, whether it is the current one or was replaced since.
 _NAMED = sa.text(
-    """
-    SELECT DISTINCT ON (g.window_id) g.window_id, g.group_digest, g."group"
+    r"""
+    SELECT DISTINCT ON (g.window_id) g.window_id, g.group_digest, g."group"\:\:text
     FROM unnest(:window_ids, :digests) AS named (window_id, group_digest)
     JOIN babylon_rl.art_groups g ON g.window_id = named.window_id AND g.group_digest = named.group_digest
     ORDER BY g.window_id, g.superseded_at DESC NULLS FIRST
@@ -71,10 +70,8 @@ def sources_of(rows: pd.DataFrame) -> dict[str, Source]:
     }
 
 
-def stream_named(
-    connection: psycopg.Connection, digests: Mapping[str, str]
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Window, digest and JSON of the groups with these digests by window, in order, through a server-side cursor.
+def stream_named(connection: psycopg.Connection, digests: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Window, digest and JSON text of the groups with these digests by window, in order, through a server-side cursor.
 
     A window whose group is not there any more is not among them.
     """
@@ -93,6 +90,8 @@ def stream_trainable(connection: psycopg.Connection, sources: Mapping[str, Sourc
     """
     rows = stream_named(connection, {window_id: source.group_digest for window_id, source in sources.items()})
     while part := list(itertools.islice(rows, TOGETHER)):
-        frame = pd.DataFrame(part, columns=["window_id", "group_digest", "group"])
-        groups, _ = trainable_groups(frame.assign(status=TRAINABLE))
+        groups = []
+        for window_id, digest, text in part:
+            groups.append(group_of(text))
+            check_digest(window_id, groups[-1], digest)
         yield groups
