@@ -100,11 +100,11 @@ def measure_snapshots(sizes: Sequence[int], seed: int, say: Callable[[str], None
         with scratch_server() as (_, database):
             say(f"{size:,} trajectories: storing their groups")
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                pool.apply(_fill, (database.url, windows, seed))
+                pool.apply(fill, (database.url, windows, seed))
             say(f"{size:,} trajectories: making the snapshot")
             # A fresh process: one that was forked would begin with this one's memory.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                measured.append(pool.apply(_work, (database.url, windows, seed)))
+                measured.append(pool.apply(work, (database.url, windows, seed)))
     return Snapshots(seed=seed, measured=measured)
 
 
@@ -141,7 +141,9 @@ def _made_member(chance: random.Random, window_id: str, place: int) -> Member:
     )
 
 
-def _fill(url: str, windows: int, seed: int) -> None:
+def fill(url: str, windows: int, seed: int) -> None:
+    """Store the groups of so many windows."""
+
     def rows() -> Iterator[tuple[Any, ...]]:
         for number in range(windows):
             group = made_group(shift_window(FIRST, number), seed)
@@ -156,7 +158,8 @@ def _fill(url: str, windows: int, seed: int) -> None:
         copy_rows(connection, art_groups, columns, rows(), batch=100)
 
 
-def _work(url: str, windows: int, seed: int) -> Measured:
+def work(url: str, windows: int, seed: int) -> Measured:
+    """Make the snapshot of the windows, save it and read it back."""
     database, wanted = Database(url, embedded=True), [shift_window(FIRST, number) for number in range(windows)]
     began, cpu = time.monotonic(), time.process_time()
     with database.connect() as connection:
