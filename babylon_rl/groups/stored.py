@@ -39,13 +39,19 @@ _SMALL = sa.text(
     """
 )
 
-# A group's own digest names it, whether it is the current one or was replaced since.
+# A group's own digest names it, whether it is the current one or was replaced since. It is fetched once the rows are in
+# order, by each row's own id: a sort would carry all of them.
 _NAMED = sa.text(
     r"""
-    SELECT DISTINCT ON (g.window_id) g.window_id, g.group_digest, g."group"\:\:text
-    FROM unnest(:window_ids, :digests) AS named (window_id, group_digest)
-    JOIN babylon_rl.art_groups g ON g.window_id = named.window_id AND g.group_digest = named.group_digest
-    ORDER BY g.window_id, g.superseded_at DESC NULLS FIRST
+    SELECT found.window_id, found.group_digest,
+           (SELECT own."group"\:\:text FROM babylon_rl.art_groups own WHERE own.row_id = found.row_id)
+    FROM (
+        SELECT DISTINCT ON (g.window_id) g.window_id, g.group_digest, g.row_id
+        FROM unnest(:window_ids, :digests) AS named (window_id, group_digest)
+        JOIN babylon_rl.art_groups g ON g.window_id = named.window_id AND g.group_digest = named.group_digest
+        ORDER BY g.window_id, g.superseded_at DESC NULLS FIRST
+    ) found
+    ORDER BY found.window_id
     """
 )
 

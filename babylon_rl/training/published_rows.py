@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.database.values import clean_text, encode_json
-from babylon_rl.groups.snapshots import Snapshot
+from babylon_rl.groups.trained_view import Group
 from babylon_rl.training.runs import base_checkpoint
 
 READY, DEPLOYED, ARCHIVED = "ready", "deployed", "archived"
@@ -140,19 +140,21 @@ def batch_row(trained: Trained, version: str) -> Row:
     }
 
 
-def snapshot_columns(snapshot: Snapshot) -> Row:
-    """Columns of `training_batches` that say what was trained on: ids, rewards in their order, ranking a window."""
-    members = sorted((m for group in snapshot.groups for m in group.members), key=lambda m: m.trajectory_id)
-    rankings = [
-        {
-            "windowId": group.window_id,
-            "ranking": [m.trajectory_id for m in sorted(group.members, key=lambda m: (-m.reward, m.trajectory_id))],
-        }
-        for group in snapshot.groups
-    ]
+def snapshot_columns(groups: Iterable[Group]) -> Row:
+    """Columns of `training_batches` that say what was trained on: ids, rewards in their order, ranking a window.
+
+    `groups`: those of a snapshot, of which one at a time is looked at.
+    """
+    members: list[tuple[str, float]] = []
+    rankings = []
+    for group in groups:
+        members += [(member.trajectory_id, member.reward) for member in group.members]
+        ranked = sorted(group.members, key=lambda m: (-m.reward, m.trajectory_id))
+        rankings.append({"windowId": group.window_id, "ranking": [member.trajectory_id for member in ranked]})
+    members.sort(key=lambda member: member[0])
     return {
-        "trajectoryIds": encode_json([m.trajectory_id for m in members]),
-        "rewardsJson": encode_json([m.reward for m in members]),
+        "trajectoryIds": encode_json([trajectory_id for trajectory_id, _ in members]),
+        "rewardsJson": encode_json([reward for _, reward in members]),
         "rankingsJson": encode_json(rankings),
     }
 

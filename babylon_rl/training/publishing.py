@@ -23,7 +23,7 @@ from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import checkpoint_evaluations
 from babylon_rl.database.urls import redacted
 from babylon_rl.errors import DatabaseError, PublishingError, Unreachable
-from babylon_rl.groups.snapshots import load_snapshot
+from babylon_rl.groups.snapshots import stream_groups
 from babylon_rl.recording.rows import snowflake
 from babylon_rl.training.published_rows import (
     DEPLOYED,
@@ -124,7 +124,7 @@ def _wanted(
             wanted.rows[BATCHES].append(batch_row(trained, version))
             if trained.job_id not in there[BATCHES]:
                 assert trained.snapshot_id is not None
-                columns = snapshot_columns(load_snapshot(ours, trained.snapshot_id))
+                columns = snapshot_columns(stream_groups(ours, trained.snapshot_id))
                 wanted.new[BATCHES, trained.job_id] = {**columns, "createdAt": moment(trained.started_at)}
         if trained.checkpoint_id is not None:
             own = evaluations.get(trained.checkpoint_id, [])
