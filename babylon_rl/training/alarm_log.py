@@ -116,6 +116,7 @@ def _decisions(groups: pd.DataFrame) -> list[tuple[float, int]]:
         for group in groups["group"]
         for member in group["members"]
         for decision in member["decisions"]
+        if decision["token_ids"]
     ]
 
 

@@ -96,7 +96,7 @@ def test_scores_of_the_run_count_before_they_are_written(played):
 
 
 def test_plain_centring_over_enough_windows_is_refused_for_its_agents(played, monkeypatch):
-    monkeypatch.setattr("babylon_rl.groups.build.LEAST_TO_REFUSE", 4)
+    monkeypatch.setattr("babylon_rl.groups.standing.LEAST_TO_REFUSE", 4)
     rows = grouped(played, IDS[:5], SETTINGS.model_copy(update={"agent_baseline": "none"}))
     statuses = [rows[window_id]["status"] for window_id in IDS[:5]]
     assert statuses == ["trainable"] * 3 + ["agent_bias"] * 2
