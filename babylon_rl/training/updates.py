@@ -112,7 +112,7 @@ def _row_of_open_run(
 def gathered(new: NewGroups, run: TrainingRun) -> str:
     """How far the next update of a run without an end is, for a person."""
     said = f"{len(new.digests)} of {run.recipe.windows_per_update} new groups"
-    others = f"; {new.not_admitted} more were played by another model or by checkpoints that are too old"
+    others = f"; of {new.not_admitted} more no loss takes a member: too old, or no better than the others"
     return said + (others if new.not_admitted else "")
 
 
@@ -215,7 +215,10 @@ def _snapshot_of(
     others = {**others, **refused}
     # What was set aside is not of this lineage, though its step may be.
     lineage = lineage_at(connection, run, parent, window_id)
-    return make_snapshot(groups, run.training_run, run.recipe.as_json(), run.seed, lineage=lineage, left_out=others)
+    recipe = run.recipe.as_json()
+    return make_snapshot(
+        groups, run.training_run, recipe, run.seed, lineage=lineage, left_out=others, backend=run.backend
+    )
 
 
 def _answer(checked: Checked) -> str:
