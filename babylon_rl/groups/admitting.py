@@ -75,7 +75,7 @@ def ruling_of(
         lineage = Lineage("", {}, 0)
     names = member.checkpoint.split(",")
     provenance = provenance_of(recorded, names, lineage)
-    if not lineage.set_aside.isdisjoint(names):
+    if not set(names).isdisjoint(lineage.set_aside):
         aside = Ruling(None, "set_aside", f"set_aside: an alarm led back behind {member.checkpoint}")
         return provenance, aside
     return provenance, loss_for(provenance, admission, days)
@@ -134,16 +134,21 @@ def _as_text(member: Member, advantage: float) -> Member:
     )
 
 
-def with_supervised(
-    batch: Iterable[Group], given: Mapping[str, Group], texts: Mapping[str, list[Member]]
-) -> list[Group]:
+def by_loss(group: Group) -> tuple[Group, Group]:
+    """The group with its importance-weighted members alone, and with its texts alone."""
+    weighted = [member for member in group.members if member.loss is msgspec.UNSET]
+    texts = [member for member in group.members if member.loss is not msgspec.UNSET]
+    return msgspec.structs.replace(group, members=weighted), msgspec.structs.replace(group, members=texts)
+
+
+def with_supervised(batch: Iterable[Group], texts: Mapping[str, Group]) -> list[Group]:
     """The groups of the batch with the windows' texts among their members, and the windows that have texts alone."""
     made = {group.window_id: group for group in batch}
     for window_id, own in texts.items():
-        if own:
-            group = made.get(window_id) or msgspec.structs.replace(given[window_id], members=[])
-            members = sorted([*group.members, *own], key=lambda member: member.trajectory_id)
-            made[window_id] = msgspec.structs.replace(group, members=members)
+        if own.members:
+            weighted = made[window_id].members if window_id in made else []
+            members = sorted([*weighted, *own.members], key=lambda member: member.trajectory_id)
+            made[window_id] = msgspec.structs.replace(own, members=members)
     return [made[window_id] for window_id in sorted(made)]
 
 

@@ -48,7 +48,7 @@ class Provenance(msgspec.Struct, frozen=True):
         return f"stale({self.updates})" if self.label == "stale" else self.label
 
 
-class Lineage(msgspec.Struct, frozen=True, kw_only=False):
+class Lineage(msgspec.Struct, frozen=True):
     """The checkpoints of one training run, id to step, and the step that is trained now.
 
     `set_aside`: checkpoints of the run that an alarm led back behind. Their texts are what the alarm was about, and no
@@ -58,7 +58,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=False):
     training_run: str
     steps: dict[str, int]
     current: int
-    set_aside: frozenset[str] = frozenset()
+    set_aside: tuple[str, ...] = ()
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,8 +74,12 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     stale_days: float = STALE_DAYS
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any], backend: str = "torch") -> "Admission":
-        """From a recipe's JSON values; SettingsError where it admits what no loss takes, or the backend is unknown."""
+    def of(cls, recipe: Mapping[str, Any], backend: str | None = None) -> "Admission":
+        """From a recipe's JSON values, which may name the `backend` too; it is torch where nobody does.
+
+        SettingsError where what is admitted has no loss, or the backend is unknown.
+        """
+        backend = backend or str(recipe.get("backend", "torch"))
         if backend not in LOSSES:
             raise SettingsError(f"There is no training backend {backend!r}. Known ones: {', '.join(sorted(LOSSES))}.")
         return cls(

@@ -54,7 +54,7 @@ def lineage_at(connection: psycopg.Connection, run: TrainingRun, parent: Checkpo
     # An endpoint serves the base model under its own name. Fresh weights are those of seed 0 there.
     if run.base_model != TINY or run.seed == 0:
         steps.setdefault(run.base_model, 0)
-    return Lineage(run.training_run, steps, parent.step, frozenset(aside))
+    return Lineage(run.training_run, steps, parent.step, tuple(sorted(aside)))
 
 
 def updates_of(connection: psycopg.Connection, run: TrainingRun) -> list[str]:

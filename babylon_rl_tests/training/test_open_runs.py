@@ -267,7 +267,7 @@ def test_what_counts_as_new_is_what_the_snapshot_would_keep_with_texts_and_both_
         }
         without = [one for one in range(4) if stream.random() < 0.4]
         plant(database, [window(place)], verbs, players, texts=without, **choices)
-    lineage = Lineage("run", {"run@0": 0, "run@1": 1, "run@2": 2, "run@9": 9}, 2, frozenset({"aside@1"}))
+    lineage = Lineage("run", {"run@0": 0, "run@1": 1, "run@2": 2, "run@9": 9}, 2, ("aside@1",))
     with database.connect() as connection:
         parent = msgspec.structs.replace(state_before(connection, opened.run, window(44)), step=2)
         with mock.patch("babylon_rl.training.lineage.lineage_at", return_value=lineage):
@@ -275,7 +275,8 @@ def test_what_counts_as_new_is_what_the_snapshot_would_keep_with_texts_and_both_
         rows = read_frame(connection, current_rows(art_groups))
     groups = [decode_group(group) for group in rows[rows["status"] == "trainable"]["group"]]
     try:
-        snapshot = make_snapshot(groups, "run", opened.run.recipe.as_json(), 0, lineage=lineage, backend=backend)
+        settings = {**opened.run.recipe.as_json(), "backend": backend}
+        snapshot = make_snapshot(groups, "run", settings, 0, lineage=lineage)
         kept = snapshot.window_ids
     except TrainingError:
         kept = ()
