@@ -63,6 +63,14 @@ class ChatTokens:
             tokens = self._letters(text)
         return [*tokens, self._end]
 
+    def says(self, tokens: Sequence[int], text: str) -> bool:
+        """Whether sampled tokens, up to the end of the turn, decode to the text byte for byte.
+
+        A control token that the model drew inside its answer may stand in the text or not: servers differ.
+        """
+        body = list(tokens[:-1] if tokens and tokens[-1] == self._end else tokens)
+        return any(self._backend.decode(body, skip_special_tokens=skip) == text for skip in (False, True))
+
     def conversation(self, messages: Messages, **options: Any) -> list[int]:
         """Tokens of the messages under the chat template; `options` are those of `apply_chat_template`.
 
