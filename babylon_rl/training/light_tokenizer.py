@@ -41,6 +41,7 @@ class LightTokenizer:
         self.added_tokens_decoder = {
             int(one["id"]): AddedToken(one["content"], bool(one["special"])) for one in described["added_tokens"]
         }
+        self.clean_up_tokenization_spaces = bool(self._config.get("clean_up_tokenization_spaces", False))
         self.chat_template = _template_of(folder, self._config)
         self._special = {**_specials(_json(folder / "special_tokens_map.json")), **_specials(self._config)}
         self._render = _compiled(self.chat_template)

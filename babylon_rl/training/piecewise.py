@@ -1,8 +1,8 @@
-"""Chat tokens of many conversations that share lines: each distinct line is encoded once.
+"""Chat tokens of many conversations that share words: each distinct word is encoded once.
 
 A tokenizer that splits a text into words before it merges letters, as those of GPT-2, Llama 3 and Qwen do, gives a text
-the tokens of its lines, one after the other. Whether this one does is not assumed: the first conversations and some of
-the later ones are encoded whole too, and at the first difference all are.
+the tokens of its words, one after the other, each with the space before it. Whether this one does is not assumed: the
+first conversations and some of the later ones are encoded whole too, and at the first difference all are.
 """
 
 import re
@@ -12,7 +12,10 @@ from babylon_rl.training.chat_tokens import ChatTokens, Messages
 
 # Conversations that are encoded whole at first, and then one of so many.
 AT_FIRST, ONE_OF = 32, 64
-KEPT = 20_000_000  # characters of pieces whose tokens are kept
+KEPT = 5_000_000  # characters of words whose tokens are kept
+
+# A word begins with the space before it, and a line after the end of one that holds more than spaces.
+_WORDS = r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)"
 
 
 class PiecewiseTokens(ChatTokens):
@@ -23,7 +26,7 @@ class PiecewiseTokens(ChatTokens):
         super().__init__(tokenizer)
         longest_first = sorted(self._controls.values(), key=len, reverse=True)
         controls = "|".join(map(re.escape, longest_first))
-        self._cuts = re.compile(rf"({controls})|(?<=\n)(?=\S)" if controls else r"(?<=\n)(?=\S)")
+        self._cuts = re.compile(rf"({controls})|{_WORDS}" if controls else f"()(?:{_WORDS})")
         self._names_control = re.compile(controls) if controls else None
         self._pieces: dict[str, list[int]] = {}
         self._room = KEPT
