@@ -1,7 +1,9 @@
 """The command line, `babylon-rl …`: thin; each command calls one function and prints what it gave."""
 
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +17,7 @@ from babylon_rl.commands.publish import publish
 from babylon_rl.commands.recording import app as recording_app
 from babylon_rl.commands.rescore import rescore
 from babylon_rl.commands.score import score
+from babylon_rl.commands.settings import app as settings_app
 from babylon_rl.commands.verify import verify
 from babylon_rl.commands.windows import windows as windows_command
 from babylon_rl.console import (
@@ -30,7 +33,8 @@ from babylon_rl.console import (
     stage,
 )
 from babylon_rl.errors import BabylonError, DatabaseError, SettingsError
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, get_settings
+from babylon_rl.settings.names import SETTINGS_FILE
 
 app = typer.Typer(
     help="Turns recorded Babylon trajectories into better agents.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -43,10 +47,24 @@ app.command("publish")(publish)
 app.add_typer(recording_app, name="recording")
 app.command("rescore")(rescore)
 app.command("score")(score)
+app.add_typer(settings_app, name="settings")
 app.command("verify")(verify)
 app.command("windows")(windows_command)
 
 INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+@app.callback()
+def options(
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", metavar="FILE", help="Settings in the form of env.template.")
+    ] = None,
+) -> None:
+    """Turns recorded Babylon trajectories into better agents."""
+    if settings_file is not None:
+        # By the environment, so that the processes that a command starts read it too.
+        os.environ[SETTINGS_FILE] = str(settings_file.absolute())
+        get_settings.cache_clear()
 
 
 # --- database --------------------------------------------------------------------------------------
