@@ -31,10 +31,7 @@ _names = itertools.count(1)
 
 def of_the_user(name: str) -> bool:
     """Whether the environment variable is one that a user may have set and that would change a test."""
-    return (
-        name.startswith(("BABYLON_RL_", "PG", "DAGSTER_", "OPENAI_", "WANDB_"))
-        or name.upper() in ALL_NAMES
-    )
+    return name.startswith(("BABYLON_RL_", "PG", "DAGSTER_", "OPENAI_", "WANDB_")) or name.upper() in ALL_NAMES
 
 
 @pytest.fixture(autouse=True)

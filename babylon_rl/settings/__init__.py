@@ -19,7 +19,10 @@ from babylon_rl.settings.rewards import JudgeSettings, RewardSettings
 from babylon_rl.settings.sources import Given, given_variables
 from babylon_rl.settings.training import HostedSettings, TrainingSettings
 
-__all__ = ["ALL_NAMES", "REPOSITORY", "SECTIONS", "SECRETS", "VARIABLES", "Settings", "Setting", "get_settings", "told_settings"]
+__all__ = [
+    *("ALL_NAMES", "REPOSITORY", "SECRETS", "SECTIONS", "VARIABLES"),
+    *("Setting", "Settings", "get_settings", "told_settings"),
+]
 
 # In the order in which they are listed.
 SECTIONS: tuple[type[BaseModel], ...] = (

@@ -98,8 +98,10 @@ def test_a_file_named_env_is_not_read(told, tmp_path, monkeypatch):
     assert told().threads == 0
 
 
-@pytest.mark.parametrize(("mode", "line", "warned"), [(0o644, "WANDB_API_KEY=k", 1), (0o600, "WANDB_API_KEY=k", 0),
-                                                      (0o644, "WANDB_API_KEY=", 0), (0o644, "MODE=list", 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "line", "warned"),
+    [(0o644, "WANDB_API_KEY=k", 1), (0o600, "WANDB_API_KEY=k", 0), (0o644, "WANDB_API_KEY=", 0), (0o644, "MODE=", 0)],
+)
 def test_a_secret_in_a_file_that_others_can_read_is_warned_of(tmp_path, monkeypatch, caplog, mode, line, warned):
     path = tmp_path / "settings"
     path.write_text(line)
