@@ -20,8 +20,15 @@ from babylon_rl.settings.sources import Given, given_variables
 from babylon_rl.settings.training import HostedSettings, TrainingSettings
 
 __all__ = [
-    *("ALL_NAMES", "REPOSITORY", "SECRETS", "SECTIONS", "VARIABLES"),
-    *("Setting", "Settings", "get_settings", "told_settings"),
+    "ALL_NAMES",
+    "REPOSITORY",
+    "SECRETS",
+    "SECTIONS",
+    "VARIABLES",
+    "Setting",
+    "Settings",
+    "get_settings",
+    "told_settings",
 ]
 
 # In the order in which they are listed.
