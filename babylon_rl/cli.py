@@ -18,6 +18,7 @@ from babylon_rl.commands.recording import app as recording_app
 from babylon_rl.commands.rescore import rescore
 from babylon_rl.commands.score import score
 from babylon_rl.commands.settings import app as settings_app
+from babylon_rl.commands.train import train
 from babylon_rl.commands.verify import verify
 from babylon_rl.commands.windows import windows as windows_command
 from babylon_rl.console import (
@@ -48,6 +49,7 @@ app.add_typer(recording_app, name="recording")
 app.command("rescore")(rescore)
 app.command("score")(score)
 app.add_typer(settings_app, name="settings")
+app.command("train")(train)
 app.command("verify")(verify)
 app.command("windows")(windows_command)
 
@@ -293,26 +295,6 @@ def status(database: DatabaseOption = None, as_json: JsonOption = False) -> None
 def _effect(found: dict[str, Any]) -> str:
     low, high = found["interval"]
     return f"{found['effect']:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-@app.command()
-def train(
-    first: Annotated[str, typer.Option("--from", help="First window.")],
-    last: Annotated[str | None, typer.Option("--to", help="Last window; the update consumes the whole range.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with each new window, under `make ui`.")] = False,
-    name: Annotated[str, typer.Option(help="Name of the model.")] = "babylon",
-    seed: Annotated[int, typer.Option()] = 0,
-    model: ModelOption = None,
-    database: DatabaseOption = None,
-) -> None:
-    """Train on recorded windows: one update over a range or a run without an end, by the same assets."""
-    from babylon_rl.materializing import dagster_environment, environment
-    from babylon_rl.playing import train_command
-
-    settings = settings_for(database, model)
-    with environment(dagster_environment(settings)), progress() as stages:
-        message = train_command(settings, stage(stages), first, last, follow, name, seed)
-    console.print(message, soft_wrap=True)
 
 
 @app.command()

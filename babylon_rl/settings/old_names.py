@@ -1,11 +1,15 @@
 """What the first system's variables mean here, where they are no setting of their own name."""
 
+import re
+from pathlib import Path
+
 from babylon_rl.errors import SettingsError
 from babylon_rl.settings.sources import Given
 
 _YES, _NO = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 # TRAINING_BACKEND that sends recordings away, or may.
 _AWAY = ("wandb", "auto")
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def translated(given: dict[str, Given]) -> dict[str, Given]:
@@ -16,6 +20,8 @@ def translated(given: dict[str, Given]) -> dict[str, Given]:
     # OpenAI's key goes to OpenAI's own endpoint and to no other.
     if "OPENAI_API_KEY" in given and "JUDGE_MODEL" in given and "JUDGE_BASE_URL" not in given:
         found.setdefault("JUDGE_API_KEY", _as(given, "OPENAI_API_KEY"))
+    if "BASE_MODEL" in given and is_hub_name(given["BASE_MODEL"].value):
+        found.setdefault("BABYLON_RL_WANDB_BASE_MODEL", _as(given, "BASE_MODEL"))
     if "TRAIN_RL_LOCAL" in given and _is_local(given["TRAIN_RL_LOCAL"]):
         if "TRAINING_BACKEND" in given and given["TRAINING_BACKEND"].value in _AWAY:
             raise SettingsError(
@@ -24,6 +30,11 @@ def translated(given: dict[str, Given]) -> dict[str, Given]:
             )
         found.setdefault("TRAINING_BACKEND", Given("torch", _as(given, "TRAIN_RL_LOCAL").origin))
     return found
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether a model's name is one on a hub, owner/name, and no folder of that path is here."""
+    return _HUB.fullmatch(model) is not None and not Path(model).exists()
 
 
 def notes(given: dict[str, Given]) -> list[str]:

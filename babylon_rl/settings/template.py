@@ -24,6 +24,7 @@ OLD = """\
 # PROJECT_NAME is WANDB_PROJECT where that is not set.
 # OPENAI_API_KEY is JUDGE_API_KEY where JUDGE_MODEL is set and neither JUDGE_API_KEY nor JUDGE_BASE_URL is.
 # TRAIN_RL_LOCAL=true is TRAINING_BACKEND=torch.
+# BASE_MODEL=owner/name, a name on a hub, is BABYLON_RL_WANDB_BASE_MODEL where that is not set.
 """
 WIDTH = 118
 

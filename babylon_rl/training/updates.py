@@ -27,6 +27,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.training.admission import without_refused
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
+from babylon_rl.training.batches import batch_ending
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
 from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
 from babylon_rl.training.trainer import TrainerRequest, TrainerResult, finished
@@ -85,6 +86,11 @@ def _row_of(
         return _row(window_id, run, parent, "after the run's training windows: nothing is trained here")
     if stops:
         return _row(window_id, run, parent, f"alarms stopped the run at {stops[0].window_id}: nothing is trained here")
+    batch = batch_ending(run, window_id)
+    if batch:
+        return _update(database, settings, run, parent, window_id, batch, launch)
+    if batch is not None:
+        return _row(window_id, run, parent, "no update of the run ends with this window")
     if run.last_window is None:
         return _row_of_open_run(database, settings, run, parent, window_id, launch)
     if len(windows) < run.recipe.windows_per_update:
@@ -182,6 +188,22 @@ def _update(
             **checked.as_metrics(),
         },
     }
+
+
+def planned(
+    connection: psycopg.Connection,
+    settings: Settings,
+    run: TrainingRun,
+    parent: Checkpoint,
+    window_id: str,
+    windows: list[str],
+) -> Snapshot:
+    """What the update would be trained on that ends with the window; writes nothing. TrainingError where it is nothing.
+
+    The run need not be stored.
+    """
+    rows, failed = _groups(connection, windows)
+    return _snapshot_of(connection, settings, run, parent, window_id, windows, rows, failed)
 
 
 def _groups(connection: psycopg.Connection, windows: list[str]) -> tuple[pd.DataFrame, int]:
