@@ -92,7 +92,7 @@ def dry_run(
     say: Told,
 ) -> None:
     """Print what would be done; nothing is written."""
-    from babylon_rl.launching import missing_windows, next_batches, planned_range
+    from babylon_rl.launching import missing_windows, next_batches, nothing_recorded, planned_range
     from babylon_rl.training.forecast import forecast_of, measured_speed, sum_of
 
     if kind == "range":
@@ -106,6 +106,8 @@ def dry_run(
         missing = missing_windows(database, wanted.first, wanted.last)
         run, batches, choice = next_batches(database, run, wanted)
         if choice is not None:
+            if not choice.ready and not missing:
+                raise nothing_recorded(database, say.hours)
             say.choice(choice, wanted)
     with database.connect() as connection:
         each = [forecast_of(connection, settings, run, batch) for batch in batches]
