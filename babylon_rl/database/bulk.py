@@ -22,16 +22,20 @@ _cursor_numbers = itertools.count()
 
 
 def copy_rows(
-    connection: psycopg.Connection, table: sa.Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+    connection: psycopg.Connection,
+    table: sa.Table,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    batch: int = SLICE,
 ) -> int:
-    """COPY `rows`, values in the order of `columns`, into `table`; the number written.
+    """COPY `rows`, values in the order of `columns`, into `table`; the number written. `batch` are in memory at a time.
 
     JSONB takes dicts, lists and JSON texts, arrays take lists and numpy arrays; missing values become NULL.
     DatabaseError names the column that a value does not fit. The transaction is the caller's.
     """
     chosen = _columns(table, columns)
     remaining = iter(rows)
-    parts = iter(lambda: list(itertools.islice(remaining, SLICE)), [])
+    parts = iter(lambda: list(itertools.islice(remaining, batch)), [])
     return _copy_slices(connection, table, chosen, (list(zip(*part, strict=True)) for part in parts))
 
 

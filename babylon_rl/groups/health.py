@@ -12,6 +12,8 @@ import msgspec
 
 from babylon_rl.groups.statuses import AGENT_BIAS, NO_SPREAD, TRAINABLE
 
+# Features of a trajectory that are looked at here.
+HEALTH_FEATURES = ("acted", "fees", "malformed", "window_pnl")
 OPPOSITE_LABELS = ("BUY", "SELL")
 HOLD_LABEL, MALFORMED_LABEL = "HOLD", "malformed"
 

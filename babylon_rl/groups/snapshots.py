@@ -1,25 +1,27 @@
 """Snapshots: the immutable training set of one update, named by the hash of its content.
 
 A snapshot holds the trained views themselves with their final advantages, the training settings and the seed, so that
-the same content gives the same id on any machine and in any row order, and training reads nothing else.
+the same content gives the same id on any machine and in any row order, and training reads nothing else. Here one is
+made: groups pass by once, admission looks at the whole of each, and what concerns the batch is reckoned on outlines
+(`groups.outlines`), so that memory holds no text of more than one. `groups.snapshot_store` keeps them.
 """
 
+import contextlib
 import hashlib
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
 
 from babylon_rl.errors import SettingsError, TrainingError
+from babylon_rl.groups.admitting import admitted_members, by_loss, tolerance_of, with_supervised
 from babylon_rl.groups.advantages import (
     ADVANTAGES,
     ALL_ACTIONS,
     LEAVE_ONE_OUT,
-    SPREAD_TOLERANCE,
     all_actions,
     center_by_action,
     centred_twice,
@@ -27,28 +29,46 @@ from babylon_rl.groups.advantages import (
     has_spread,
 )
 from babylon_rl.groups.dropout import MAX_DROPOUT, TARGET, drop_of_batch, dropout_rate
-from babylon_rl.groups.provenance import STALE_LIMIT, Lineage, admitted, provenance_of
+from babylon_rl.groups.outlines import Outlines, restored, verb_of
+from babylon_rl.groups.provenance import Admission, Lineage, days_between
+from babylon_rl.groups.snapshot_store import (
+    Origin,
+    Snapshot,
+    SnapshotHeader,
+    Source,
+    group_of,
+    header_content,
+    header_of,
+    load_header,
+    load_snapshot,
+    made_from_of,
+    snapshot_of,
+    stream_groups,
+    write_snapshot,
+)
+from babylon_rl.groups.spool import Place, Spool
 from babylon_rl.groups.statuses import NO_SPREAD, TOO_FEW_MEMBERS
-from babylon_rl.groups.trained_view import Group, Member, canonical_json, check_numbers, check_values, decode_group
+from babylon_rl.groups.trained_view import Group, Member, canonical_json
 
-FORMAT = 1
+__all__ = [
+    "Origin",
+    "Snapshot",
+    "SnapshotHeader",
+    "Source",
+    "action_of",
+    "assembled",
+    "build_snapshot",
+    "load_header",
+    "load_snapshot",
+    "make_snapshot",
+    "minibatch_of",
+    "save_snapshot",
+    "stream_groups",
+]
 
 # Counted under these names: a member without values in a window whose other members have them, and one of a batch
 # that is larger than its target.
 NO_VALUES, DROPPED = "members without action_values", "members dropout"
-
-
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """A training set. `left_out`: how many groups or members are not in it, by reason."""
-
-    snapshot_id: str
-    training_run: str
-    content: str
-    window_ids: tuple[str, ...]
-    groups: tuple[Group, ...]
-    settings: dict[str, Any]
-    seed: int
-    left_out: dict[str, int]
 
 
 def make_snapshot(
@@ -64,44 +84,123 @@ def make_snapshot(
 
     `settings`: the training settings as JSON values; read here are `advantages` (leave_one_out |
     leave_one_out_action_centred | all_actions, which is the former in windows whose actions have no recorded values),
-    `minibatches`, `stale_limit`, `spread_tolerance`, `dropout_target` and `max_dropout`. `lineage`: where given, only
-    members that the importance-weighted loss may use stay, and their window's advantages are computed without the
-    others. Members whose decisions have rewards of their own get an advantage each decision, unless all actions are
-    trained. `left_out`: counts of what was left out before. A batch of more than `dropout_target` members is made
-    smaller by seed, which its settings then say under `dropout`. TrainingError where nothing is trainable.
+    `minibatches`, `backend`, `admit`, `stale_limit`, `stale_days` (back from `last_window`, which is the largest given
+    where they do not say it), `spread_tolerance`, `dropout_target` and `max_dropout`. `lineage`: by it members are
+    labelled, and those stay that a loss of the backend takes (`groups.admitting`); advantages of importance-weighted
+    members are computed without the others of their window. Members whose decisions have rewards of their own get an
+    advantage each decision, unless all actions are trained. `left_out`: counts of what was left out before. A batch of
+    more than `dropout_target` members of one loss is made smaller by seed, which its settings then say under `dropout`.
+    TrainingError where nothing is trainable.
+    """
+    groups = list(groups)
+    last = max((group.window_id for group in groups), default="")
+    own = {"lineage": lineage, "left_out": left_out, "last_window": last}
+    with assembled(groups, training_run, settings, seed, **own) as made:
+        return snapshot_of(made.content, (group_of(text.decode()) for text in made.texts()))
+
+
+def build_snapshot(
+    connection: psycopg.Connection,
+    groups: Iterable[Group],
+    training_run: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    *,
+    lineage: Lineage | None = None,
+    left_out: Mapping[str, int] | None = None,
+    origin: Origin | None = None,
+) -> SnapshotHeader:
+    """Make the snapshot that `make_snapshot` would, and save it in the caller's transaction, group by group.
+
+    `groups` are read once; their texts and tokens lie in a temporary file, and only numbers stay in memory. `left_out`
+    is read after them. `origin`: what `snapshot rebuild` starts from. One that is there already stays as it is.
+    """
+    with assembled(groups, training_run, settings, seed, lineage=lineage, left_out=left_out) as made:
+        made_from = None if origin is None else made_from_of(origin, lineage, left_out or {})
+        write_snapshot(connection, made.content, made.batch, made.texts(), origin, made_from)
+        return header_of(made.content)
+
+
+def save_snapshot(connection: psycopg.Connection, snapshot: Snapshot) -> None:
+    """Write the snapshot in the caller's transaction; one that is already there stays as it is."""
+    texts = (canonical_json(group).encode() for group in snapshot.groups)
+    write_snapshot(connection, snapshot.content, snapshot.groups, texts)
+
+
+class Assembled(NamedTuple):
+    """A snapshot that is made and not stored. `batch`: its groups without texts and tokens; `texts`: the whole ones'
+    canonical JSON, in the same order, as often as it is asked for."""
+
+    content: str
+    batch: list[Group]
+    texts: Callable[[], Iterator[bytes]]
+
+
+@contextlib.contextmanager
+def assembled(
+    groups: Iterable[Group],
+    training_run: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    *,
+    lineage: Lineage | None = None,
+    left_out: Mapping[str, int] | None = None,
+    last_window: str = "",
+) -> Iterator[Assembled]:
+    """The snapshot of the groups while the context lasts; arguments and errors as of `make_snapshot`.
+
+    `last_window`: from which days are counted where the settings do not say it; groups pass by once.
     """
     kind = settings.get("advantages", LEAVE_ONE_OUT)
     if kind not in ADVANTAGES:
         raise SettingsError(f"There are no advantages {kind!r}. Set `advantages` to one of: {', '.join(ADVANTAGES)}.")
-    counts: Counter[str] = Counter(left_out or {})
+    counts: Counter[str] = Counter()
     given: dict[str, Group] = {}
-    for group in groups:
-        if group.window_id in given:
-            raise TrainingError(f"Window {group.window_id} is in the batch twice; an update takes a window once.")
-        members = _admitted(group, lineage, int(settings.get("stale_limit", STALE_LIMIT)), counts)
-        given[group.window_id] = msgspec.structs.replace(group, members=members)
+    texts: dict[str, Group] = {}
+    places: dict[str, Place] = {}
+    admission, last = Admission.of(settings), str(settings.get("last_window") or last_window)
+    outlines = Outlines()
+    with Spool() as whole, Spool() as made:
+        for group in groups:
+            if group.window_id in given:
+                raise TrainingError(f"Window {group.window_id} is in the batch twice; an update takes a window once.")
+            group = _admitted(group, lineage, admission, last, tolerance_of(group, settings), counts)
+            given[group.window_id], texts[group.window_id] = by_loss(outlines.of(group))
+            places[group.window_id] = whole.add_group(group)
+        counts.update(left_out or {})
+        given, texts, used = _dropped_by_loss(given, texts, settings, seed, counts)
+        weighed = (_made(given[w], kind, settings, counts, texts[w].members) for w in sorted(given))
+        batch = [group for group in weighed if group is not None]
+        given.clear()
+        if kind != LEAVE_ONE_OUT:
+            windows = [group.window_id for group in with_supervised(batch, texts)]
+            shares = dict(zip(windows, minibatch_of(windows, int(settings.get("minibatches", 1))), strict=True))
+            batch = _centred(batch, [shares[group.window_id] for group in batch])
+        batch = with_supervised(batch, texts)
+        if not any(_trains(member) for group in batch for member in group.members):
+            said = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no group was given"
+            raise TrainingError(
+                f"Nothing trainable for {training_run}: {said}. Record more windows with the current checkpoint, or "
+                "with more exploration where every agent does the same."
+            )
+        digests, final = [], []
+        for group in batch:
+            text = canonical_json(restored(group, whole.read_group(places[group.window_id]))).encode()
+            digests.append((group.window_id, hashlib.sha256(text).hexdigest()))
+            final.append(made.add(text))
+        content = header_content(training_run, {**settings, **used}, seed, counts, digests)
+        yield Assembled(content, batch, lambda: map(made.read, final))
+
+
+def _dropped_by_loss(
+    given: dict[str, Group], texts: dict[str, Group], settings: Mapping[str, Any], seed: int, counts: Counter[str]
+) -> tuple[dict[str, Group], dict[str, Group], dict[str, Any]]:
+    """Both after the automatic dropout, each for itself, so that texts take no logged member's place."""
     given, used = _dropped(given, settings, seed, counts)
-    made = (_made(given[window_id], kind, settings, counts) for window_id in sorted(given))
-    batch = [group for group in made if group is not None]
-    if kind != LEAVE_ONE_OUT:
-        batch = _centred(batch, minibatch_of(batch, int(settings.get("minibatches", 1))))
-    if not any(_trains(member) for group in batch for member in group.members):
-        said = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no group was given"
-        raise TrainingError(
-            f"Nothing trainable for {training_run}: {said}. Record more windows with the current checkpoint, or with "
-            "more exploration where every agent does the same."
-        )
-    content = canonical_json(
-        {
-            "format": FORMAT,
-            "training_run": training_run,
-            "settings": {**settings, **used},
-            "seed": seed,
-            "groups": batch,
-            "left_out": dict(counts),
-        }
-    )
-    return _snapshot(content)
+    texts, used_of_texts = _dropped(texts, settings, seed, counts)
+    if used_of_texts:
+        used = {"dropout": {**used.get("dropout", {}), "supervised": used_of_texts["dropout"]}}
+    return given, texts, used
 
 
 def _dropped(
@@ -126,32 +225,35 @@ def _dropped(
     return kept, {"dropout": used}
 
 
-def _made(group: Group, kind: str, settings: Mapping[str, Any], counts: Counter[str]) -> Group | None:
-    """The group with its window's advantages, or None (counted) where there are none to give."""
-    tolerance = float(settings.get("spread_tolerance", SPREAD_TOLERANCE))
-    if group.tolerance is not msgspec.UNSET:
-        tolerance = max(tolerance, group.tolerance)
+def _made(
+    group: Group, kind: str, settings: Mapping[str, Any], counts: Counter[str], texts: Sequence[Member]
+) -> Group | None:
+    """The group with its window's advantages, or None where there are none to give; counted where no text trains."""
+    tolerance = tolerance_of(group, settings)
+    own: Counter[str] = Counter()
     if kind == ALL_ACTIONS and any(member.action_values is not None for member in group.members):
         # Each decision's own mean is taken off, and nothing for who the agent is.
         members = [msgspec.structs.replace(member, baseline=msgspec.UNSET) for member in group.members]
-        return _valued(group, members, tolerance, counts)
-    members = [msgspec.structs.replace(member, action_values=None) for member in group.members]
-    return _with_advantages(group, members, tolerance, counts)
+        made = _valued(group, members, tolerance, own)
+    else:
+        members = [msgspec.structs.replace(member, action_values=None) for member in group.members]
+        made = _with_advantages(group, members, tolerance, own)
+    if texts:
+        # The window is in the batch, whatever its logged members come to.
+        own.pop(TOO_FEW_MEMBERS, None)
+        own.pop(NO_SPREAD, None)
+    counts.update(own)
+    return made
 
 
-def _admitted(group: Group, lineage: Lineage | None, stale_limit: int, counts: Counter[str]) -> list[Member]:
-    members = []
-    for member in sorted(group.members, key=lambda member: member.trajectory_id):
-        for decision in member.decisions:
-            check_numbers(decision)
-        check_values(member)
-        if lineage is not None:
-            provenance = provenance_of("logged", member.checkpoint.split(","), lineage)
-            if not admitted(provenance, stale_limit=stale_limit):
-                counts[f"members {provenance.label}"] += 1
-                continue
-        members.append(member)
-    return members
+def _admitted(
+    group: Group, lineage: Lineage | None, admission: Admission, last: str, tolerance: float, counts: Counter[str]
+) -> Group:
+    """The group with the members that some loss takes; see `groups.admitting`."""
+    days = days_between(group.window_id, last) if last else 0.0
+    own = admitted_members(group, lineage, admission, counts, days=days, tolerance=tolerance)
+    members = sorted([*own.weighted, *own.supervised], key=lambda member: member.trajectory_id)
+    return msgspec.structs.replace(group, members=members)
 
 
 def _with_advantages(group: Group, members: list[Member], tolerance: float, counts: Counter[str]) -> Group | None:
@@ -193,7 +295,7 @@ def _trains(member: Member) -> bool:
     return any(member.action_advantages) if member.action_advantages is not None else member.advantage != 0
 
 
-def minibatch_of(groups: Sequence[Group], minibatches: int) -> list[int]:
+def minibatch_of(groups: Sequence[Any], minibatches: int) -> list[int]:
     """The minibatch of each group: equal shares of the windows, in order. An update makes one step a minibatch."""
     shares = max(1, min(minibatches, len(groups)))
     return [index * shares // len(groups) for index in range(len(groups))]
@@ -231,7 +333,7 @@ def _taken(member: Member) -> list[tuple[float, str, float]]:
     """Advantage, label and weight of a member, or of each of its decisions where these have their own."""
     if member.decision_advantages is msgspec.UNSET:
         return [(member.advantage, action_of(member), 1.0)]
-    labels = [_verb(decision.response) for decision in member.decisions]
+    labels = [verb_of(decision.response) for decision in member.decisions]
     weight = 1 / len(labels)
     return [(own, label, weight) for own, label in zip(member.decision_advantages, labels, strict=True)]
 
@@ -246,7 +348,7 @@ def _retaken(member: Member, values: Iterator[float]) -> Member:
 
 def _centred_over_all(groups: list[Group]) -> list[Group]:
     members = [member for group in groups for member in group.members]
-    labels = [[_verb(choice) for choice in member.decisions[0].choices or ()] for member in members]
+    labels = [[verb_of(choice) for choice in member.decisions[0].choices or ()] for member in members]
     made = iter(all_actions([member.action_values or [] for member in members], labels))
     return [
         msgspec.structs.replace(group, members=[_with_action_advantages(m, next(made)) for m in group.members])
@@ -276,88 +378,4 @@ def action_of(member: Member) -> str:
 
     "BUY ACME" and "BUY BOLT" are both BUY. An answer in JSON is labelled by its `action`.
     """
-    return "+".join(sorted({_verb(decision.response) for decision in member.decisions}))
-
-
-def _verb(response: str) -> str:
-    text = response.strip()
-    if text.startswith("{"):
-        try:
-            text = str(json.loads(text).get("action", ""))
-        except json.JSONDecodeError:
-            return "malformed"
-    words = text.split()
-    return words[0].strip(".,:;!").upper() if words else "malformed"
-
-
-def save_snapshot(connection: psycopg.Connection, snapshot: Snapshot) -> None:
-    """Write the snapshot in the caller's transaction; one that is already there stays as it is."""
-    connection.execute(
-        "INSERT INTO babylon_rl.snapshots (snapshot_id, training_run, content, window_ids) VALUES (%s, %s, %s, %s) "
-        "ON CONFLICT (snapshot_id) DO NOTHING",
-        (snapshot.snapshot_id, snapshot.training_run, snapshot.content, list(snapshot.window_ids)),
-    )
-
-
-class SnapshotHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot without its groups. `groups`: how many there are."""
-
-    snapshot_id: str
-    training_run: str
-    window_ids: tuple[str, ...]
-    settings: dict[str, Any]
-    seed: int
-    left_out: dict[str, int]
-    groups: int
-
-
-def load_header(connection: psycopg.Connection, snapshot_id: str) -> SnapshotHeader:
-    """The snapshot's header; TrainingError as `load_snapshot`."""
-    found = load_snapshot(connection, snapshot_id)
-    return SnapshotHeader(
-        snapshot_id=found.snapshot_id,
-        training_run=found.training_run,
-        window_ids=found.window_ids,
-        settings=found.settings,
-        seed=found.seed,
-        left_out=found.left_out,
-        groups=len(found.groups),
-    )
-
-
-def stream_groups(connection: psycopg.Connection, snapshot_id: str) -> Iterator[Group]:
-    """The snapshot's groups by window, one at a time, each checked against its digest."""
-    yield from load_snapshot(connection, snapshot_id).groups
-
-
-def load_snapshot(connection: psycopg.Connection, snapshot_id: str) -> Snapshot:
-    """The snapshot of that id; TrainingError where there is none, or its content is not what the id says."""
-    row = connection.execute(
-        "SELECT content FROM babylon_rl.snapshots WHERE snapshot_id = %s", (snapshot_id,)
-    ).fetchone()
-    if row is None:
-        raise TrainingError(f"There is no snapshot {snapshot_id}. Materialize trained_checkpoints to make one.")
-    if hashlib.sha256(row[0].encode()).hexdigest() != snapshot_id:
-        raise TrainingError(
-            f"Snapshot {snapshot_id} is damaged: its content has another hash. Do not train on it; delete the row and "
-            "materialize trained_checkpoints again."
-        )
-    return _snapshot(row[0])
-
-
-def _snapshot(content: str) -> Snapshot:
-    """The snapshot that the content describes, whose id is the content's hash."""
-    value = json.loads(content)
-    if value.get("format") != FORMAT:
-        raise TrainingError(f"A snapshot has format {value.get('format')}; this version reads format {FORMAT}.")
-    groups = tuple(decode_group(group) for group in value["groups"])
-    return Snapshot(
-        snapshot_id=hashlib.sha256(content.encode()).hexdigest(),
-        training_run=value["training_run"],
-        content=content,
-        window_ids=tuple(group.window_id for group in groups),
-        groups=groups,
-        settings=value["settings"],
-        seed=value["seed"],
-        left_out=value["left_out"],
-    )
+    return "+".join(sorted({verb_of(decision.response) for decision in member.decisions}))

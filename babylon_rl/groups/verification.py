@@ -1,9 +1,9 @@
 """What is looked for in stored groups and snapshots: whether they are what was recorded and named, and hold no leak."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import pandas as pd
@@ -16,19 +16,20 @@ from babylon_rl.database.tables import art_groups, scored_trajectories
 from babylon_rl.errors import TrainingError
 from babylon_rl.groups.leaks import told
 from babylon_rl.groups.searching import LeakGuard
+from babylon_rl.groups.snapshot_store import IN_ONE, stream_groups
 from babylon_rl.groups.statuses import TRAINABLE
-from babylon_rl.groups.trained_view import Group, canonical_json, check_verbatim, decode_group, digest_of
+from babylon_rl.groups.trained_view import Group, check_verbatim, decode_group, digest_of
 from babylon_rl.recording.reader import RangeReader
 
 
 class _Content(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A snapshot's content by its types."""
+    """A snapshot's content by its types: in format 1 with its groups, in format 2 with their windows and digests."""
 
-    format: int
+    format: Literal[1, 2]
     training_run: str
     settings: dict
     seed: int
-    groups: list[Group]
+    groups: list[Group | tuple[str, str]]
     left_out: dict[str, int]
 
 
@@ -83,13 +84,25 @@ def altered_groups(recordings: Recordings, window_ids: Sequence[str]) -> pd.Data
     return pd.DataFrame(found, columns=["window_id", "what"])
 
 
-def rebuilt_id(content: str) -> str:
-    """Id that the content comes to once it went through its types; TrainingError where it does not fit them."""
+def check_rebuilds(connection: psycopg.Connection, snapshot_id: str) -> None:
+    """TrainingError unless the snapshot and each of its groups come, through their types, to the digests they have."""
+    row = connection.execute(
+        "SELECT content FROM babylon_rl.snapshots WHERE snapshot_id = %s", (snapshot_id,)
+    ).fetchone()
+    if row is None:
+        raise TrainingError(f"snapshot {snapshot_id} is missing")
     try:
-        typed = msgspec.convert(json.loads(content), _Content)
-        return hashlib.sha256(canonical_json(typed).encode()).hexdigest()
+        typed = msgspec.convert(json.loads(row[0]), _Content)
+        made = digest_of(typed)
     except (msgspec.ValidationError, ValueError) as error:
         raise TrainingError(f"the content is no snapshot: {error}") from None
+    if made != snapshot_id:
+        raise TrainingError(f"snapshot {snapshot_id} rebuilds to {made}")
+    if typed.format == IN_ONE:
+        return
+    for named, group in zip(typed.groups, stream_groups(connection, snapshot_id), strict=True):
+        if (group.window_id, digest_of(group)) != named:
+            raise TrainingError(f"snapshot {snapshot_id}: the group of {group.window_id} rebuilds to another digest")
 
 
 def left_out_for_leaks(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd.DataFrame:

@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 import pandas as pd
 import psycopg
+import sqlalchemy as sa
 from psycopg.rows import dict_row
 
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import scored_trajectories
 from babylon_rl.groups.build import tolerance_in
-from babylon_rl.groups.health import Alarm, BatchHealth, Kind, alarms_of, health_of
+from babylon_rl.groups.health import HEALTH_FEATURES, Alarm, BatchHealth, Kind, alarms_of, health_of
 from babylon_rl.groups.statuses import NO_SPREAD, TRAINABLE
 from babylon_rl.training.alarms import Done, Response, last_good, respond
 from babylon_rl.training.runs import Checkpoint, TrainingRun, list_checkpoints
@@ -62,10 +63,11 @@ def check_batch(
 ) -> Checked:
     """Health, alarms and response of the update over `windows` that ends with `window_id`.
 
-    `groups`: the windows' rows of `art_groups`.
+    `groups`: the windows' rows of `art_groups` as `groups.stored.group_rows` gives them.
     """
-    scored = read_frame(connection, current_rows(scored_trajectories, windows))
-    health = health_of(list(scored["features"]), statuses_of(groups), _decisions(groups))
+    scored = read_frame(connection, _played(windows))
+    decisions = [tuple(decision) for own in groups["decisions"] for decision in own]
+    health = health_of(list(scored["features"]), statuses_of(groups), decisions)
     alarms = alarms_of(health, run.recipe.alarms)
     checkpoints = {c.checkpoint_id: c for c in list_checkpoints(connection, run.training_run)}
     earlier = alarms_before(connection, run, window_id)
@@ -110,13 +112,13 @@ def _alarm_row(run: TrainingRun, window_id: str, played: str, alarm: Alarm, resp
     )
 
 
-def _decisions(groups: pd.DataFrame) -> list[tuple[float, int]]:
-    return [
-        (decision["exploration"], len(decision["choices"] or ()))
-        for group in groups["group"]
-        for member in group["members"]
-        for decision in member["decisions"]
-    ]
+def _played(windows: Sequence[str]) -> sa.Select:
+    """Of each scored trajectory its checkpoint, and of its features those that `groups.health` looks at."""
+    columns = scored_trajectories.c
+    looked_at = [part for name in HEALTH_FEATURES for part in (name, columns.features[name])]
+    return current_rows(scored_trajectories, windows).with_only_columns(
+        columns.checkpoint, sa.func.jsonb_build_object(*looked_at).label("features")
+    )
 
 
 def _player(scored: pd.DataFrame, otherwise: str) -> str:

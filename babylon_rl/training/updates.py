@@ -7,7 +7,8 @@ instead of an update.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ import pandas as pd
 import psycopg
 
 from babylon_rl import __version__
-from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.connect import Database
-from babylon_rl.database.history import current_rows
-from babylon_rl.database.tables import art_groups, trained_checkpoints
+from babylon_rl.database.tables import trained_checkpoints
 from babylon_rl.database.window_rows import OF_THE_WHOLE, WindowError, WindowRows, waiting_for, write_rows
 from babylon_rl.errors import TrainingError
-from babylon_rl.groups.build import trainable_groups
-from babylon_rl.groups.snapshots import Snapshot, make_snapshot, save_snapshot
+from babylon_rl.groups.snapshots import Origin, SnapshotHeader, Source, build_snapshot
+from babylon_rl.groups.statuses import TRAINABLE
+from babylon_rl.groups.stored import group_rows, sources_of, stream_trainable
+from babylon_rl.groups.trained_view import Group
 from babylon_rl.settings import Settings
 from babylon_rl.training.admission import without_refused
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
@@ -118,7 +119,7 @@ def _row_of_open_run(
 def gathered(new: NewGroups, run: TrainingRun) -> str:
     """How far the next update of a run without an end is, for a person."""
     said = f"{len(new.digests)} of {run.recipe.windows_per_update} new groups"
-    others = f"; {new.not_admitted} more were played by another model or by checkpoints that are too old"
+    others = f"; of {new.not_admitted} more no loss takes a member: too old, or no better than the others"
     return said + (others if new.not_admitted else "")
 
 
@@ -157,7 +158,6 @@ def _update(
             save_alarms(connection, run, window_id, checked.rows)
             reason = f"{_answer(checked)}. {error}" if checked.rows else str(error)
             return {**_row(window_id, run, parent, reason), "metrics": checked.as_metrics(), **looked_at}
-        save_snapshot(connection, snapshot)
         job_id = _open_job(connection, run, parent, snapshot)
     request = _request(settings, run, parent, snapshot)
     try:
@@ -172,14 +172,14 @@ def _update(
         save_alarms(connection, run, window_id, checked.rows)
         _close_job(connection, job_id, "done", parent.step + 1, None)
         checkpoint = load_checkpoint(connection, request.checkpoint_id)
-    left_out = len(windows) - len(snapshot.groups)
+    left_out = len(windows) - snapshot.groups
     return {
-        **_row(window_id, run, checkpoint, f"update over {len(snapshot.groups)} of {len(windows)} windows"),
+        **_row(window_id, run, checkpoint, f"update over {snapshot.groups} of {len(windows)} windows"),
         **looked_at,
         "updated": True,
         "parent_id": parent.checkpoint_id,
         "snapshot_id": snapshot.snapshot_id,
-        "groups_trained": len(snapshot.groups),
+        "groups_trained": snapshot.groups,
         "groups_left_out": left_out,
         "metrics": {
             "mean": result.metrics,
@@ -207,11 +207,11 @@ def planned(
 
 
 def _groups(connection: psycopg.Connection, windows: list[str]) -> tuple[pd.DataFrame, int]:
-    """Groups of the batch, without those of windows where an earlier asset failed, and how many these are.
+    """Rows of the batch (`groups.stored.group_rows`), and how many windows it goes without.
 
-    What is stored of such a window is from before the failure; the update goes on without it and says so.
+    These are the windows where an earlier asset failed: what is stored of them is from before the failure.
     """
-    rows = read_frame(connection, current_rows(art_groups, windows))
+    rows = group_rows(connection, windows)
     failed = waiting_for(connection, DATA, windows)
     return rows[~rows["window_id"].isin(list(failed))].reset_index(drop=True), len(failed)
 
@@ -225,19 +225,46 @@ def _snapshot_of(
     windows: list[str],
     rows: pd.DataFrame,
     failed: int,
-) -> Snapshot:
-    """The update's training set; TrainingError where nothing is trainable."""
-    groups, others = trainable_groups(rows)
-    if failed:
-        others = {**others, "not_computed": failed}
-    missing = len(windows) - len(groups) - sum(others.values())
-    if missing:
-        others = {**others, "not_materialized": missing}
-    groups, refused = without_refused(groups, prepare_base_model(run.base_model, settings.home, run.seed))
-    others = {**others, **refused}
-    # What was set aside is not of this lineage, though its step may be.
-    lineage = lineage_at(connection, run, parent, window_id)
-    return make_snapshot(groups, run.training_run, run.recipe.as_json(), run.seed, lineage=lineage, left_out=others)
+) -> SnapshotHeader:
+    """The update's training set, made and saved group by group; TrainingError where nothing is trainable."""
+    sources = sources_of(rows)
+    left_out = Counter({status: count for status, count in Counter(rows["status"]).items() if status != TRAINABLE})
+    left_out += Counter(not_computed=failed, not_materialized=len(windows) - len(rows) - failed)
+    refused: dict[str, list[str]] = {}
+    base = prepare_base_model(run.base_model, settings.home, run.seed)
+    return build_snapshot(
+        connection,
+        _trainable(connection, sources, base, left_out, refused),
+        run.training_run,
+        {**run.recipe.as_json(), "backend": run.backend, "last_window": max(sources, default=window_id)},
+        run.seed,
+        # What was set aside is not of this lineage, though its step may be.
+        lineage=lineage_at(connection, run, parent, window_id),
+        left_out=left_out,
+        origin=Origin(windows=windows, sources=sources, refused=refused),
+    )
+
+
+def _trainable(
+    connection: psycopg.Connection,
+    sources: dict[str, Source],
+    base: Path,
+    left_out: Counter[str],
+    refused: dict[str, list[str]],
+) -> Iterator[Group]:
+    """The batch's groups by window, without the members that the base model cannot be trained on.
+
+    These are counted in `left_out` and named in `refused`, by window.
+    """
+    for groups in stream_trainable(connection, sources):
+        kept, counts = without_refused(groups, base)
+        left_out.update(counts)
+        for whole, group in zip(groups, kept, strict=True):
+            staying = {member.trajectory_id for member in group.members}
+            gone = [one.trajectory_id for one in whole.members if one.trajectory_id not in staying]
+            if gone:
+                refused[whole.window_id] = gone
+            yield group
 
 
 def _answer(checked: Checked) -> str:
@@ -267,7 +294,7 @@ def _row(window_id: str, run: TrainingRun | None, state: Checkpoint | None, reas
     }
 
 
-def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot: Snapshot) -> TrainerRequest:
+def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot: SnapshotHeader) -> TrainerRequest:
     checkpoint_id = f"{run.training_run}@{parent.step + 1}-{_job_digest(parent, snapshot, run)[:8]}"
     return TrainerRequest(
         checkpoint_id=checkpoint_id,
@@ -287,12 +314,12 @@ def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot:
     )
 
 
-def _job_digest(parent: Checkpoint, snapshot: Snapshot, run: TrainingRun) -> str:
+def _job_digest(parent: Checkpoint, snapshot: SnapshotHeader, run: TrainingRun) -> str:
     text = f"{parent.checkpoint_id}\n{snapshot.snapshot_id}\n{run.recipe.digest()}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _open_job(connection: psycopg.Connection, run: TrainingRun, parent: Checkpoint, snapshot: Snapshot) -> str:
+def _open_job(connection: psycopg.Connection, run: TrainingRun, parent: Checkpoint, snapshot: SnapshotHeader) -> str:
     """Write the job down, or take up the one that an earlier attempt left."""
     job_id = _job_digest(parent, snapshot, run)
     connection.execute(
@@ -321,7 +348,7 @@ def _book(
     connection: psycopg.Connection,
     run: TrainingRun,
     parent: Checkpoint,
-    snapshot: Snapshot,
+    snapshot: SnapshotHeader,
     request: TrainerRequest,
     result: TrainerResult,
     window_id: str,

@@ -7,7 +7,7 @@ import pandas as pd
 import psycopg
 
 from babylon_rl.errors import TrainingError
-from babylon_rl.groups.verification import rebuilt_id
+from babylon_rl.groups.verification import check_rebuilds
 from babylon_rl.training.trainer import weights_digest
 
 _UPDATED = """
@@ -22,14 +22,8 @@ def altered_snapshots(connection: psycopg.Connection, window_ids: Sequence[str])
     """Updates whose snapshot is missing or does not rebuild to its id: window_id, checkpoint_id, what."""
     found = []
     for window_id, checkpoint, snapshot, *_ in connection.execute(_UPDATED, (list(window_ids),)).fetchall():
-        row = connection.execute(
-            "SELECT content FROM babylon_rl.snapshots WHERE snapshot_id = %s", (snapshot,)
-        ).fetchone()
         try:
-            if row is None:
-                raise TrainingError(f"snapshot {snapshot} is missing")
-            if (made := rebuilt_id(row[0])) != snapshot:
-                raise TrainingError(f"snapshot {snapshot} rebuilds to {made}")
+            check_rebuilds(connection, snapshot)
         except TrainingError as error:
             found.append((window_id, checkpoint, str(error)))
     return pd.DataFrame(found, columns=list(COLUMNS))
