@@ -13,7 +13,7 @@ import psycopg
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import EmptyWindowError, SettingsError
 from babylon_rl.groups.dropout import MAX_DROPOUT, TARGET
-from babylon_rl.groups.provenance import ADMITTED, STALE_DAYS
+from babylon_rl.groups.provenance import STALE_DAYS, admit_of
 from babylon_rl.loop import corpus, recent_enough
 from babylon_rl.materializing import Materializer, Stage
 from babylon_rl.readiness.buckets import anything_recorded
@@ -59,7 +59,7 @@ def recipe_of(settings: Settings, model: Model, windows: int, backend: str) -> R
         changes["stale_days"] = settings.stale_days
     if settings.ess_floor != DEFAULT_ESS_FLOOR:
         changes["ess_floor"] = settings.ess_floor
-    if admit := _labels(settings.admit):
+    if (admit := admit_of(settings.admit)) is not msgspec.UNSET:
         changes["admit"] = admit
     if settings.precision == "bfloat16":
         changes["precision"] = "bfloat16"
@@ -68,17 +68,6 @@ def recipe_of(settings: Settings, model: Model, windows: int, backend: str) -> R
     return Recipe(
         windows_per_update=windows, minibatches=min(4, windows), stale_limit=settings.stale_updates, **changes
     )
-
-
-def _labels(admit: str) -> tuple[str, ...]:
-    named = tuple(sorted({part.strip() for part in admit.split(",")} - {""}))
-    known = frozenset().union(*ADMITTED.values())
-    if wrong := set(named) - known:
-        raise SettingsError(
-            f"BABYLON_RL_ADMIT names {', '.join(sorted(wrong))}, which no loss may take. It may name "
-            f"{', '.join(sorted(known))}."
-        )
-    return named
 
 
 def run_of(settings: Settings, model: Model, windows: int) -> TrainingRun:

@@ -91,7 +91,7 @@ def test_the_recipe_holds_what_differs_from_the_defaults_so_that_digests_stay(se
         dropout_target=10,
         max_dropout=0.1,
     )
-    with pytest.raises(SettingsError, match="BABYLON_RL_ADMIT names no_text"):
+    with pytest.raises(SettingsError, match="No loss may take trajectories labelled no_text"):
         recipe_of(settings.model_copy(update={"admit": "no_text"}), Model(name="m"), 2, "torch")
 
 

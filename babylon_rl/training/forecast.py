@@ -1,6 +1,6 @@
 """What updates would take, before anything is spent: windows, groups, trajectories by label, tokens, time and cost.
 
-The counts are those of the very training set that an update would make, which is made in memory and stored nowhere.
+The counts are those of the very training set that an update would make, which is made and taken back.
 """
 
 from collections import Counter
@@ -10,12 +10,11 @@ import msgspec
 import psycopg
 
 from babylon_rl.errors import TrainingError
-from babylon_rl.groups.provenance import IMPORTANCE_WEIGHTED, Lineage, provenance_of
+from babylon_rl.groups.admitting import labels_of
 from babylon_rl.groups.snapshots import stream_groups
-from babylon_rl.groups.trained_view import Group, Member
+from babylon_rl.groups.trained_view import Member
 from babylon_rl.settings import Settings
 from babylon_rl.training.batches import parent_at
-from babylon_rl.training.lineage import lineage_at
 from babylon_rl.training.runs import TrainingRun
 from babylon_rl.training.updates import planned
 
@@ -66,20 +65,24 @@ def forecast_of(
     statuses = dict(connection.execute(_STATUSES, (list(windows),)).fetchall())
     counts = Counter(statuses.get(window, "not_materialized") for window in windows)
     parent = parent_at(connection, run, last)
-    members: list[Member] = []
+    prompt = answer = 0
+    trajectories: dict[str, Counter[str]] = {}
     left_out: dict[str, int] = {}
     refused = []
     try:
-        snapshot = planned(connection, settings, run, parent, last, list(windows))
-        members = [member for group in snapshot.groups for member in group.members]
-        left_out = dict(snapshot.left_out)
+        with planned(connection, settings, run, parent, last, list(windows)) as header:
+            left_out = dict(header.left_out)
+            for group in stream_groups(connection, header.snapshot_id):
+                for loss, labels in labels_of(group.members).items():
+                    trajectories.setdefault(loss, Counter()).update(labels)
+                prompts, answers = _tokens(group.members)
+                prompt, answer = prompt + prompts, answer + answers
     except TrainingError as error:
         refused.append(str(error))
-    prompt, answer = _tokens(members)
     return Forecast(
         windows=len(windows),
         groups=dict(sorted(counts.items())),
-        trajectories=_by_label(members, lineage_at(connection, run, parent, last)),
+        trajectories={loss: dict(sorted(labels.items())) for loss, labels in sorted(trajectories.items())},
         left_out=left_out,
         prompt_tokens=prompt,
         answer_tokens=answer,
@@ -93,17 +96,6 @@ _STATUSES = "SELECT window_id, status FROM babylon_rl.art_groups WHERE window_id
 def _tokens(members: Iterable[Member]) -> tuple[int, int]:
     decisions = [decision for member in members for decision in member.decisions]
     return sum(len(d.prompt_token_ids) for d in decisions), sum(len(d.token_ids) for d in decisions)
-
-
-def _by_label(members: Iterable[Member], lineage: Lineage) -> dict[str, dict[str, int]]:
-    counts: dict[str, Counter[str]] = {}
-    for member in members:
-        loss = IMPORTANCE_WEIGHTED if member.loss is msgspec.UNSET else member.loss
-        label = member.label
-        if label is msgspec.UNSET:
-            label = str(provenance_of("logged", member.checkpoint.split(","), lineage))
-        counts.setdefault(loss, Counter())[label] += 1
-    return {loss: dict(sorted(counts[loss].items())) for loss in sorted(counts)}
 
 
 def sum_of(forecasts: Sequence[Forecast]) -> Forecast:
@@ -143,15 +135,11 @@ def measured_speed(connection: psycopg.Connection, run: TrainingRun) -> Speed | 
         (run.backend, run.base_model, MEASURED),
     ).fetchall()
     tokens = sum(
-        epochs * sum(sum(_tokens(_members(group))) for group in stream_groups(connection, snapshot))
+        epochs * sum(sum(_tokens(group.members)) for group in stream_groups(connection, snapshot))
         for snapshot, _, epochs in rows
     )
     seconds = sum(took for _, took, _ in rows)
     return Speed(tokens / seconds, len(rows)) if tokens and seconds else None
-
-
-def _members(group: Group) -> list[Member]:
-    return group.members
 
 
 def seconds_of(forecast: Forecast, run: TrainingRun, speed: Speed | None) -> float | None:
