@@ -11,7 +11,7 @@ import typer
 
 from babylon_rl.console import console, errors
 from babylon_rl.errors import SettingsError
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, without_user
 
 if TYPE_CHECKING:
     from babylon_rl.database.connect import Database
@@ -92,7 +92,7 @@ def dry_run(
     say: Told,
 ) -> None:
     """Print what would be done; nothing is written."""
-    from babylon_rl.launching import missing_windows, next_batches, nothing_recorded, planned_range
+    from babylon_rl.launching import missing_windows, next_batches, nothing_recorded, planned_range, prepare_base
     from babylon_rl.training.forecast import forecast_of, measured_speed, sum_of
 
     if kind == "range":
@@ -109,6 +109,7 @@ def dry_run(
             if not choice.ready and not missing:
                 raise nothing_recorded(database, say.hours)
             say.choice(choice, wanted)
+    prepare_base(settings, run)
     with database.connect() as connection:
         each = [forecast_of(connection, settings, run, batch) for batch in batches]
         speed = measured_speed(connection, run)
@@ -144,7 +145,7 @@ def forecast_lines(
     """The forecast in words."""
     from babylon_rl.training.forecast import dollars_of, seconds_of
 
-    yield f"Dry run, nothing is written: {run.training_run} on {run.backend}, {run.base_model}."
+    yield f"Dry run, nothing is trained, stored or sent: {run.training_run} on {run.backend}, {run.base_model}."
     if missing:
         yield f"{_windows(missing)} with recordings are not materialized yet, or not ready; they are not counted."
     said = ", ".join(f"{count} {status}" for status, count in sorted(total.groups.items()))
@@ -222,13 +223,11 @@ def agree_to_cost(
 
 def leaves_lines(total: "Forecast", run: "TrainingRun", settings: Settings, dollars: float) -> list[str]:
     """What leaves this machine, to where, and what it costs."""
-    from babylon_rl.database.urls import redacted
-
     entity = f"{settings.wandb_entity}/" if settings.wandb_entity else ""
     return [
         f"{run.backend}: {_windows(total.windows)}, {total.trained:,} trajectories, {total.tokens:,} tokens leave this "
         f"machine (the agents' prompts and answers, their log-probabilities, an advantage each),",
-        f"to {redacted(settings.wandb_training_url)}, project {entity}{settings.wandb_project}, model "
+        f"to {without_user(settings.wandb_training_url)}, project {entity}{settings.wandb_project}, model "
         f"{run.training_run} on {run.base_model}.",
         f"Estimated cost: ${dollars:.2f}, at ${settings.training_price:g} a million tokens "
         "(BABYLON_RL_TRAINING_PRICE).",

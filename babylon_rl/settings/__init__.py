@@ -29,6 +29,7 @@ __all__ = [
     "Settings",
     "get_settings",
     "told_settings",
+    "without_user",
 ]
 
 # In the order in which they are listed.
@@ -133,10 +134,10 @@ def _shown(value: Any, secret: bool) -> str:
     if secret:
         return "set" if value is not None and value.get_secret_value() else "not set"
     text = "" if value is None else str(value)
-    return _without_user(text) if "://" in text else text
+    return without_user(text) if "://" in text else text
 
 
-def _without_user(url: str) -> str:
+def without_user(url: str) -> str:
     """The URL without what may be a key: user, password and query."""
     head, _, rest = url.partition("://")
     where = rest.partition("?")[0].partition("#")[0]
