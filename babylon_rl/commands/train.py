@@ -13,6 +13,8 @@ from babylon_rl.settings import Settings, old_name_notes
 
 if TYPE_CHECKING:
     from babylon_rl.database.connect import Database
+    from babylon_rl.launching import Model
+    from babylon_rl.training.batches import Wanted
     from babylon_rl.training.runs import TrainingRun
 
 MODES = ("list", "single", "continuous")
@@ -20,44 +22,53 @@ EITHER = "Say either --to WINDOW, for one update over a range, or --continuous (
 NAME = "babylon"
 
 
+Window = Annotated[str | None, typer.Option("--window", help="Train on this window alone.")]
+First = Annotated[str | None, typer.Option("--from", help="First window.")]
+Last = Annotated[str | None, typer.Option("--to", help="Last window; the update consumes the whole range.")]
+Continuous = Annotated[
+    bool, typer.Option("--continuous", "--follow", help="A run without an end, from --from or --lookback-hours on.")
+]
+Wait = Annotated[
+    bool, typer.Option(help="With --continuous: make the updates here until Ctrl-C, or leave them to `make ui`.")
+]
+Iterations = Annotated[int, typer.Option(min=1, help="Updates over chosen windows, one after the other.")]
+Windows = Annotated[int, typer.Option(min=1, help="Windows of an update at most.")]
+Lookback = Annotated[float, typer.Option(min=1, help="Hours from which windows are chosen.")]
+Agents = Annotated[int, typer.Option(min=1, help="Agents with --min-actions that a chosen window has at least.")]
+Actions = Annotated[
+    int,
+    typer.Option(min=1, help="Recorded steps from which an agent counts for --min-agents; all agents are trained on."),
+]
+Target = Annotated[int, typer.Option(min=2, help="Trajectories of an update from which on some are left out, by seed.")]
+Dropout = Annotated[float, typer.Option(min=0, max=1, help="Share of them that is left out at most.")]
+Rate = Annotated[float | None, typer.Option(min=0, help="\\[default: the recipe's]")]
+Name = Annotated[str | None, typer.Option(help="Name of the model. \\[default: MODEL_NAME, or babylon]")]
+Backend = Annotated[str | None, typer.Option(help="torch, wandb, art-local or auto. \\[default: TRAINING_BACKEND]")]
+Cost = Annotated[float | None, typer.Option(min=0, help="Dollars that this may cost. \\[default: BABYLON_RL_MAX_COST]")]
+Yes = Annotated[bool, typer.Option("--yes", help="Agree to what is sent and what it costs unasked.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; nothing is trained, stored or sent.")]
+
+
 def train(
-    window: Annotated[str | None, typer.Option("--window", help="Train on this window alone.")] = None,
-    first: Annotated[str | None, typer.Option("--from", help="First window.")] = None,
-    last: Annotated[str | None, typer.Option("--to", help="Last window; the update consumes the whole range.")] = None,
-    continuous: Annotated[
-        bool,
-        typer.Option("--continuous", "--follow", help="A run without an end, from --from or --lookback-hours on."),
-    ] = False,
-    wait: Annotated[
-        bool, typer.Option(help="With --continuous: make the updates here until Ctrl-C, or leave them to `make ui`.")
-    ] = True,
-    iterations: Annotated[int, typer.Option(min=1, help="Updates over chosen windows, one after the other.")] = 1,
-    windows_per_iteration: Annotated[int, typer.Option(min=1, help="Windows of an update at most.")] = 20,
-    lookback_hours: Annotated[float, typer.Option(min=1, help="Hours from which windows are chosen.")] = 168,
-    min_agents: Annotated[
-        int, typer.Option(min=1, help="Agents with --min-actions that a chosen window has at least.")
-    ] = 5,
-    min_actions: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Recorded steps from which an agent counts for --min-agents; all agents are trained on."
-        ),
-    ] = 5,
-    target_trajectories: Annotated[
-        int, typer.Option(min=2, help="Trajectories of an update from which on some are left out, by seed.")
-    ] = 1000,
-    max_dropout: Annotated[float, typer.Option(min=0, max=1, help="Share of them that is left out at most.")] = 0.3,
-    learning_rate: Annotated[float | None, typer.Option(min=0, help="\\[default: the recipe's]")] = None,
+    window: Window = None,
+    first: First = None,
+    last: Last = None,
+    continuous: Continuous = False,
+    wait: Wait = True,
+    iterations: Iterations = 1,
+    windows_per_iteration: Windows = 20,
+    lookback_hours: Lookback = 168,
+    min_agents: Agents = 5,
+    min_actions: Actions = 5,
+    target_trajectories: Target = 1000,
+    max_dropout: Dropout = 0.3,
+    learning_rate: Rate = None,
     seed: Annotated[int, typer.Option()] = 0,
-    name: Annotated[str | None, typer.Option(help="Name of the model. \\[default: MODEL_NAME, or babylon]")] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="torch, wandb, art-local or auto. \\[default: TRAINING_BACKEND]")
-    ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option(min=0, help="Dollars that this may cost. \\[default: BABYLON_RL_MAX_COST]")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Agree to what is sent and what it costs unasked.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; nothing is written.")] = False,
+    name: Name = None,
+    backend: Backend = None,
+    max_cost: Cost = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     as_json: JsonOption = False,
     model: ModelOption = None,
     database: DatabaseOption = None,
@@ -67,8 +78,7 @@ def train(
     One line of checkpoints a --name: called again, it goes on with what is new. MODE and WINDOW_ID say what is done
     where no window option does.
     """
-    from babylon_rl.launching import Model, run_of
-    from babylon_rl.materializing import dagster_environment, environment
+    from babylon_rl.launching import Model, looked_back
     from babylon_rl.training.batches import Wanted
 
     settings = _settings(database, model, backend, max_cost)
@@ -76,19 +86,7 @@ def train(
     if kind == "list":
         _list(database, as_json)
         return
-    if not as_json:
-        for note in old_name_notes():
-            errors.print(note, soft_wrap=True, markup=False)
-    asked = Model(
-        name=name or settings.model_name or NAME,
-        seed=seed,
-        learning_rate=learning_rate,
-        target_trajectories=target_trajectories,
-        max_dropout=max_dropout,
-    )
-    size = settings.groups_per_update if kind == "continuous" else windows_per_iteration
-    run = run_of(settings, asked, size)
-    since, until = _range_of_choice(settings, lookback_hours)
+    since, until = looked_back(settings, lookback_hours, datetime.now(UTC))
     wanted = Wanted(
         first=since,
         last=until,
@@ -97,22 +95,50 @@ def train(
         windows=windows_per_iteration,
         updates=iterations,
     )
-    say = Told(as_json, lookback_hours)
-    opened = _opened(settings, dry_run)
-    call = _Call(settings, opened, run, say, yes)
+    asked = Model(
+        name=name or settings.model_name or NAME,
+        seed=seed,
+        learning_rate=learning_rate,
+        target_trajectories=target_trajectories,
+        max_dropout=max_dropout,
+    )
+    _do(settings, asked, kind, (first, last), wanted, Told(as_json, lookback_hours), wait, yes, dry_run)
+
+
+def _do(
+    settings: Settings,
+    asked: "Model",
+    kind: str,
+    span: tuple[str | None, str | None],
+    wanted: "Wanted",
+    say: Told,
+    wait: bool,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """What was asked, on the database that the settings name."""
+    from babylon_rl.launching import run_of
+    from babylon_rl.materializing import dagster_environment, environment
+
+    if not say.as_json:
+        for note in old_name_notes():
+            errors.print(note, soft_wrap=True, markup=False)
+    run = run_of(settings, asked, settings.groups_per_update if kind == "continuous" else wanted.windows)
+    call = _Call(settings, _opened(settings, dry_run), run, say, yes)
+    first, last = span[0] or wanted.first, span[1]
     if dry_run:
-        call.forecast(kind, first or since, last, wanted)
+        call.forecast(kind, first, last, wanted)
         return
     # Processes that make updates read the limit from their environment.
     limit = {} if settings.max_cost is None else {"BABYLON_RL_MAX_COST": str(settings.max_cost)}
     with environment(dagster_environment(settings) | limit), progress() as stages:
-        begin = (lambda title, steps: lambda: None) if as_json else stage(stages)
+        begin = (lambda title, steps: lambda: None) if say.as_json else stage(stages)
         if kind == "range":
-            call.range(begin, str(first), str(last))
+            call.range(begin, first, str(last))
         elif kind == "continuous":
-            call.continuous(begin, first or since, wait)
+            call.continuous(begin, first, wait)
         else:
-            call.chosen(begin, wanted, lookback_hours)
+            call.chosen(begin, wanted)
     say.end()
 
 
@@ -160,12 +186,6 @@ def _list(database: str | None, as_json: bool) -> None:
     windows(ready=True, min_agents=None, lookback_hours=None, live=False, as_json=as_json, database=database)
 
 
-def _range_of_choice(settings: Settings, hours: float) -> tuple[str, str]:
-    from babylon_rl.launching import looked_back
-
-    return looked_back(settings, hours, datetime.now(UTC))
-
-
 def _opened(settings: Settings, dry_run: bool) -> "Database":
     """The database, migrated; for a dry run as it is."""
     from babylon_rl.database.connect import open_materialized
@@ -191,7 +211,7 @@ class _Call:
         with self._agreed(run, [list(window_range(first, last))]):
             self.say.update(train_range(self.database, self.settings, begin, run))
 
-    def chosen(self, begin: Any, wanted: Any, hours: float) -> None:
+    def chosen(self, begin: Any, wanted: "Wanted") -> None:
         """Updates over chosen windows."""
         from babylon_rl.launching import materialize_missing, next_batches, nothing_recorded, train_batches
 
@@ -201,7 +221,7 @@ class _Call:
             run, batches, choice = next_batches(self.database, self.run, wanted)
             if choice is not None:
                 if not choice.ready:
-                    raise nothing_recorded(self.database, hours)
+                    raise nothing_recorded(self.database, self.say.hours)
                 self.say.choice(choice, wanted)
             with self._agreed(run, batches):
                 for told in train_batches(self.database, self.settings, begin, run, batches[:left]):
@@ -226,7 +246,7 @@ class _Call:
         run = msgspec.structs.replace(self.run, first_window=first)
         keep_updating(self.database, self.settings, begin, run, self.say.update)
 
-    def forecast(self, kind: str, first: str, last: str | None, wanted: Any) -> None:
+    def forecast(self, kind: str, first: str, last: str | None, wanted: "Wanted") -> None:
         """What would be done."""
         from babylon_rl.commands.training_told import dry_run
 

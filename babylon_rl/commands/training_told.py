@@ -198,6 +198,9 @@ def agree_to_cost(
         return
     with database.connect() as connection:
         total = sum_of([forecast_of(connection, settings, run, batch) for batch in batches])
+    if not total.trained:  # nothing will leave this machine
+        yield
+        return
     dollars = dollars_of(total, run, settings)
     what = leaves_lines(total, run, settings, dollars)
     for text in what:
