@@ -9,9 +9,10 @@ RUN = $(VENV)/bin
 
 # A user's own settings must not reach the demo or the tests.
 CLEAN = env -u DATABASE_URL -u BABYLON_RL_DATABASE_URL -u BABYLON_RL_PUBLISH_URL -u WANDB_API_KEY -u OPENAI_API_KEY \
-	-u JUDGE_MODEL -u JUDGE_BASE_URL -u JUDGE_API_KEY
+	-u JUDGE_MODEL -u JUDGE_BASE_URL -u JUDGE_API_KEY -u WANDB_ENTITY -u WANDB_PROJECT -u PROJECT_NAME -u MODEL_NAME \
+	-u MODE -u WINDOW_ID -u TRAIN_RL_LOCAL -u TRAINING_BACKEND -u BABYLON_RL_SETTINGS_FILE
 
-.PHONY: help install demo bench bench-learning ui test browser screenshots lint constraints down
+.PHONY: help install demo bench bench-learning ui test browser screenshots lint env-template constraints down
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,6 +54,9 @@ screenshots: install browser ## pictures of the open UI for the README (URL=http
 
 lint: install ## check style and imports
 	$(RUN)/ruff check babylon_rl babylon_rl_tests migrations
+
+env-template: install ## write env.template from the settings
+	$(CLEAN) $(RUN)/babylon-rl settings template > env.template
 
 constraints: install ## resolve all versions again into constraints.txt
 	$(RUN)/pip install -q uv

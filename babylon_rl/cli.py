@@ -1,7 +1,9 @@
 """The command line, `babylon-rl …`: thin; each command calls one function and prints what it gave."""
 
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +17,9 @@ from babylon_rl.commands.publish import publish
 from babylon_rl.commands.recording import app as recording_app
 from babylon_rl.commands.rescore import rescore
 from babylon_rl.commands.score import score
+from babylon_rl.commands.settings import app as settings_app
 from babylon_rl.commands.snapshot import app as snapshot_app
+from babylon_rl.commands.train import train
 from babylon_rl.commands.verify import verify
 from babylon_rl.commands.windows import windows as windows_command
 from babylon_rl.console import (
@@ -31,7 +35,8 @@ from babylon_rl.console import (
     stage,
 )
 from babylon_rl.errors import BabylonError, DatabaseError, SettingsError
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, get_settings
+from babylon_rl.settings.names import SETTINGS_FILE
 
 app = typer.Typer(
     help="Turns recorded Babylon trajectories into better agents.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -44,11 +49,26 @@ app.command("publish")(publish)
 app.add_typer(recording_app, name="recording")
 app.command("rescore")(rescore)
 app.command("score")(score)
+app.add_typer(settings_app, name="settings")
 app.add_typer(snapshot_app, name="snapshot")
+app.command("train")(train)
 app.command("verify")(verify)
 app.command("windows")(windows_command)
 
 INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+@app.callback()
+def options(
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", metavar="FILE", help="Settings in the form of env.template.")
+    ] = None,
+) -> None:
+    """Turns recorded Babylon trajectories into better agents."""
+    if settings_file is not None:
+        # By the environment, so that the processes that a command starts read it too.
+        os.environ[SETTINGS_FILE] = str(settings_file.absolute())
+        get_settings.cache_clear()
 
 
 # --- database --------------------------------------------------------------------------------------
@@ -277,26 +297,6 @@ def status(database: DatabaseOption = None, as_json: JsonOption = False) -> None
 def _effect(found: dict[str, Any]) -> str:
     low, high = found["interval"]
     return f"{found['effect']:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-@app.command()
-def train(
-    first: Annotated[str, typer.Option("--from", help="First window.")],
-    last: Annotated[str | None, typer.Option("--to", help="Last window; the update consumes the whole range.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with each new window, under `make ui`.")] = False,
-    name: Annotated[str, typer.Option(help="Name of the model.")] = "babylon",
-    seed: Annotated[int, typer.Option()] = 0,
-    model: ModelOption = None,
-    database: DatabaseOption = None,
-) -> None:
-    """Train on recorded windows: one update over a range or a run without an end, by the same assets."""
-    from babylon_rl.materializing import dagster_environment, environment
-    from babylon_rl.playing import train_command
-
-    settings = settings_for(database, model)
-    with environment(dagster_environment(settings)), progress() as stages:
-        message = train_command(settings, stage(stages), first, last, follow, name, seed)
-    console.print(message, soft_wrap=True)
 
 
 @app.command()

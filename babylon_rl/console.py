@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from babylon_rl.settings import Settings, get_settings
+from babylon_rl.settings.names import SETTINGS_FILE
 
 console = Console()
 errors = Console(stderr=True)
@@ -29,6 +30,13 @@ TablesOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+# What the application's own processes have set, and the demo must not obey.
+APPLICATIONS = (
+    *("DATABASE_URL", "BABYLON_RL_DATABASE_URL", "BABYLON_RL_PUBLISH_URL", "OPENAI_API_KEY"),
+    *("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_PROJECT", "PROJECT_NAME", "MODEL_NAME", "MODE", "WINDOW_ID"),
+    *("TRAIN_RL_LOCAL", "TRAINING_BACKEND", "JUDGE_MODEL", "JUDGE_BASE_URL", "JUDGE_API_KEY"),
+)
+
 
 def settings_for(database: str | None, model: str | None = None) -> Settings:
     """The settings, with the database that was named (for the application's tables too) and the model."""
@@ -42,17 +50,11 @@ def settings_for(database: str | None, model: str | None = None) -> Settings:
 
 def forget_the_applications_variables() -> None:
     """A user of the application has these exported; simulated agents must not land in, or send to, what they name."""
-    for name in (
-        "DATABASE_URL",
-        "BABYLON_RL_DATABASE_URL",
-        "BABYLON_RL_PUBLISH_URL",
-        "WANDB_API_KEY",
-        "OPENAI_API_KEY",
-        "JUDGE_MODEL",
-        "JUDGE_BASE_URL",
-        "JUDGE_API_KEY",
-    ):
-        os.environ.pop(name, None)
+    for name in APPLICATIONS:
+        if os.environ.get(SETTINGS_FILE):
+            os.environ[name] = ""  # which wins over what the file says
+        else:
+            os.environ.pop(name, None)
     get_settings.cache_clear()
 
 

@@ -65,19 +65,29 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 class Materializer:
-    """Materializes assets over a range of windows in one Dagster run of this process: all of them, or those named."""
+    """Materializes assets over a range of windows in one Dagster run of this process: all, those named, or a job's."""
+
+    named = False  # whether it runs a job by its name
 
     def __init__(
-        self, database: Database, stage: Stage, assets: Sequence[str] | None = None, checks: bool = True
+        self,
+        database: Database,
+        stage: Stage,
+        assets: Sequence[str] | None = None,
+        checks: bool = True,
+        job: str | None = None,
     ) -> None:
         import dagster as dg
 
         from babylon_rl.definitions import build_defs
         from babylon_rl.defs.instance import end_dead_runs
 
-        self.stage, self.database = stage, database
+        self.stage, self.database, self.named = stage, database, job is not None
         self.instance = dg.DagsterInstance.get()
         end_dead_runs(self.instance)
+        if job is not None:
+            self.job = build_defs().resolve_job_def(job)
+            return
         job = build_defs().resolve_implicit_global_asset_job_def()
         if assets is not None:
             keys = frozenset(map(dg.AssetKey, assets))
@@ -94,6 +104,7 @@ class Materializer:
         """
         import dagster as dg
 
+        from babylon_rl.defs.in_process import execute_job, execute_selection
         from babylon_rl.defs.instance import in_this_process
         from babylon_rl.defs.partitions import ONE, range_tags
 
@@ -106,12 +117,8 @@ class Materializer:
         with environment(self.database.variables()), warnings.catch_warnings():
             # Dagster warns of its own use of its own preview functions.
             warnings.simplefilter("ignore", dg.PreviewWarning)
-            result = self.job.execute_in_process(
-                instance=self.instance,
-                tags={**where, **in_this_process()},
-                raise_on_error=False,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            )
+            execute = execute_job if self.named else execute_selection
+            result = execute(self.job, self.instance, {**where, **in_this_process()})
         if not result.success:
             if _interrupted(result):
                 raise KeyboardInterrupt

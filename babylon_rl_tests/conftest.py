@@ -15,7 +15,7 @@ from psycopg import sql
 from babylon_rl.database.connect import Database
 from babylon_rl.database.embedded import EmbeddedServer
 from babylon_rl.database.migrate import migrate
-from babylon_rl.settings import Settings, get_settings
+from babylon_rl.settings import ALL_NAMES, get_settings
 
 TEMPLATE = "migrated"
 
@@ -31,17 +31,7 @@ _names = itertools.count(1)
 
 def of_the_user(name: str) -> bool:
     """Whether the environment variable is one that a user may have set and that would change a test."""
-    ours = {
-        str(alias)
-        for field in Settings.model_fields.values()
-        if field.validation_alias
-        for alias in getattr(field.validation_alias, "choices", [])
-    }
-    return (
-        name.startswith(("BABYLON_RL_", "PG", "DAGSTER_", "OPENAI_", "WANDB_"))
-        or name == "DATABASE_URL"
-        or name.upper() in ours
-    )
+    return name.startswith(("BABYLON_RL_", "PG", "DAGSTER_", "OPENAI_", "WANDB_")) or name.upper() in ALL_NAMES
 
 
 @pytest.fixture(autouse=True)

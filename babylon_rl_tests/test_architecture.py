@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "babylon_rl"
 ROOMS = (
     *("errors", "settings", "windows", "pricing", "database", "recording", "outcomes", "readiness", "scoring"),
     *("groups", "training", "serving", "market", "evaluation", "staleness", "plans", "reporting", "defs"),
-    *("definitions", "materializing", "loop", "playing", "console", "bench", "desk", "commands", "cli"),
+    *("definitions", "materializing", "loop", "playing", "launching", "console", "bench", "desk", "commands", "cli"),
 )
 SHELL = ROOMS[ROOMS.index("defs") :]
 HEAVY = {"art", "torch", "transformers", "litellm", "wandb", "matplotlib", "peft"}

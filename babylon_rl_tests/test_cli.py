@@ -98,7 +98,7 @@ UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nothing"
     ("arguments", "environment", "said"),
     [
         (["status", "--database", UNREACHABLE], {}, "127.0.0.1"),
-        (["status"], {"BABYLON_RL_SCORER": "alpha", "BABYLON_RL_THREADS": "many"}, "threads"),
+        (["status"], {"BABYLON_RL_SCORER": "alpha", "BABYLON_RL_THREADS": "many"}, "BABYLON_RL_THREADS"),
         (["train", "--from", "2025-01-15T10:30", "--to", "2025-01-15T11:00"], {}, "off the hour"),
         (["train", "--from", "yesterday", "--to", "2025-01-15T11:00"], {}, "is not a window id"),
         (["train", "--from", "2025-01-15T12:00", "--to", "2025-01-15T11:00"], {}, "no window from"),

@@ -12,12 +12,15 @@ import msgspec
 import pandas as pd
 
 from babylon_rl.errors import SettingsError, TrainingError
-from babylon_rl.groups.advantages import SPREAD_TOLERANCE, centred_twice, has_spread
+from babylon_rl.groups.admitting import has_tokens, supervised_advantages
+from babylon_rl.groups.advantages import SPREAD_TOLERANCE, centred_twice
 from babylon_rl.groups.baselines import AgentHistory, Identity, of_members
 from babylon_rl.groups.dropout import choose
 from babylon_rl.groups.health import window_alarms
 from babylon_rl.groups.leaks import Leak, told
-from babylon_rl.groups.statuses import AGENT_BIAS, NO_SPREAD, NOT_READY, TOO_FEW_MEMBERS, TRAINABLE
+from babylon_rl.groups.provenance import WEIGHTED_SUPERVISED
+from babylon_rl.groups.standing import status_of
+from babylon_rl.groups.statuses import TRAINABLE
 from babylon_rl.groups.trained_view import (
     Decision,
     Group,
@@ -35,10 +38,6 @@ from babylon_rl.settings import Settings
 
 if TYPE_CHECKING:
     from babylon_rl.recording.window import RecordedWindow, UsableTrajectory
-
-# Windows an agent on average from which on a group may be refused for its agents' share: over fewer, chance alone
-# brings a large one often.
-LEAST_TO_REFUSE = 8
 
 COLUMNS = (
     "window_id",
@@ -63,9 +62,12 @@ COLUMNS = (
 # Share of the decisions' rewards that adding them up may round away.
 SUM_ROUNDING = 1e-9
 
+# Provenances of trajectories whose text is recorded: those may be members.
+WITH_TEXT = ("logged", "no_logprobs")
+
 # Why a trajectory is no member, by the provenance that its score carries.
 LEFT_OUT = {
-    "no_logprobs": "no_logprobs: no sampled tokens and log-probabilities are recorded for its calls",
+    "no_logprobs": "no_logprobs: of a call that chose an action, no sampled tokens and log-probabilities are recorded",
     "no_text": "no_text: no call of a language model is recorded",
     "no_capital": "no_capital: its reward cannot be computed without a capital",
 }
@@ -128,7 +130,7 @@ def build_group(
     members, left_out = _chosen(members, left_out, recorded.window_id, settings)
     identity = history.at(recorded.window_id, scorer, version) if history is not None and len(members) > 1 else None
     members, baselines = _with_baselines(members, identity, settings)
-    status, reason = _status(window, members, len(left_out), tolerance, settings, identity)
+    status, reason, text_alone = status_of(window, members, len(left_out), tolerance, settings, identity)
     if status == TRAINABLE:
         members = _with_advantages(members, tolerance)
     group = Group(
@@ -137,6 +139,7 @@ def build_group(
         scorer_version=version,
         members=members,
         tolerance=tolerance if tolerance != SPREAD_TOLERANCE else msgspec.UNSET,
+        loss=WEIGHTED_SUPERVISED if text_alone else msgspec.UNSET,
     )
     check_verbatim(group, recorded)
     return {
@@ -149,7 +152,7 @@ def build_group(
         "agent_share": identity.agent_share if identity is not None else None,
         "baselines": baselines,
         "alarms": _alarms(scored, members),
-        "settings": _made_with(settings, tolerance, identity),
+        "settings": _made_with(settings, tolerance, identity, group.loss),
         "judge_verdict": verdict["verdict"] if verdict is not None else None,
     }
 
@@ -198,10 +201,17 @@ def _said_aside(verdict: Mapping[str, Any]) -> str:
 def _chosen(
     members: list[Member], left_out: list[dict[str, str]], window_id: str, settings: GroupSettings
 ) -> tuple[list[Member], list[dict[str, str]]]:
-    """At most `max_per_group` of the members, and the others among those left out, which stand by trajectory."""
+    """At most `max_per_group` of the members, and the others among those left out, which stand by trajectory.
+
+    Those with tokens come first, and are chosen as they are where there is no text; texts take the places left.
+    """
     if not 0 < settings.max_per_group < len(members):
         return members, left_out
-    kept = set(choose([one.trajectory_id for one in members], settings.max_per_group, window_id, settings.seed))
+    kept: set[str] = set()
+    for own in ([m for m in members if has_tokens(m)], [m for m in members if not has_tokens(m)]):
+        room = settings.max_per_group - len(kept)
+        names = [one.trajectory_id for one in own]
+        kept |= set(names if len(names) <= room else choose(names, room, window_id, settings.seed))
     reason = f"max_per_group: {len(kept)} of {len(members)} were chosen by seed {settings.seed}"
     others = [
         {"trajectory_id": one.trajectory_id, "agent_id": one.agent_id, "reason": reason}
@@ -229,22 +239,32 @@ def _with_baselines(
 
 
 def _with_advantages(members: list[Member], tolerance: float) -> list[Member]:
-    advantages = centred_twice([m.reward for m in members], [m.taken_off for m in members], tolerance)
+    """Leave-one-out advantages of the logged members among themselves; of texts, what they are above all the others."""
+    logged = [member for member in members if has_tokens(member)]
+    centred = centred_twice([m.reward for m in logged], [m.taken_off for m in logged], tolerance) if logged else []
+    own = dict(zip((m.trajectory_id for m in logged), centred, strict=True))
     return [
-        msgspec.structs.replace(member, advantage=advantage)
-        for member, advantage in zip(members, advantages, strict=True)
+        msgspec.structs.replace(member, advantage=own.get(member.trajectory_id, above))
+        for member, above in zip(members, supervised_advantages(members, tolerance), strict=True)
     ]
 
 
 def _alarms(scored: pd.DataFrame, members: list[Member]) -> list[dict[str, Any]]:
     """What the window's runs look like, members or not."""
-    decisions = [(one.exploration, len(one.choices or ())) for member in members for one in member.decisions]
+    decisions = [
+        (one.exploration, len(one.choices or ())) for member in members for one in member.decisions if one.token_ids
+    ]
     return [msgspec.to_builtins(alarm) for alarm in window_alarms(list(scored["features"]), decisions)]
 
 
-def _made_with(settings: GroupSettings, tolerance: float, identity: Identity | None) -> dict[str, Any]:
-    """The settings, and what the baselines rest on. `shrinkage`: null where agents do not differ."""
+def _made_with(
+    settings: GroupSettings, tolerance: float, identity: Identity | None, loss: str | msgspec.UnsetType
+) -> dict[str, Any]:
+    """The settings, and what the baselines rest on. `shrinkage`: null where agents do not differ. `loss`: as the
+    group's, so that who asks which groups train need not read them."""
     told: dict[str, Any] = {**msgspec.to_builtins(settings), "tolerance": tolerance}
+    if loss is not msgspec.UNSET:
+        told["loss"] = loss
     if identity is not None:
         shrinkage = identity.shrinkage if math.isfinite(identity.shrinkage) else None
         told["history"] = {"windows": identity.windows, "last": identity.last, "shrinkage": shrinkage}
@@ -284,20 +304,21 @@ def _member(row: Mapping[str, Any] | None, trajectory: "UsableTrajectory | None"
         return "not_recorded: its recording is gone or no longer usable"
     if trajectory.not_trainable is not None:
         return f"{trajectory.not_trainable}: {trajectory.detail}"
-    if row["provenance"] != "logged":
+    if row["provenance"] not in WITH_TEXT:
         return LEFT_OUT.get(row["provenance"], str(row["provenance"]))
-    decisions = view_of(trajectory)
+    decisions = view_of(trajectory) if row["provenance"] == trajectory.provenance else None
     if decisions is None:
         return LEFT_OUT["no_logprobs"]
+    logged = row["provenance"] == "logged"
     return Member(
         trajectory_id=trajectory.trajectory_id,
         agent_id=trajectory.agent_id,
         reward=float(row["reward"]) + 0.0,
         advantage=0.0,
-        checkpoint=str(row["checkpoint"]),
+        checkpoint=str(row["checkpoint"]) if logged or isinstance(row["checkpoint"], str) else "",
         decisions=decisions,
         action_values=_action_values(row.get("action_values"), decisions),
-        decision_rewards=_decision_rewards(row, trajectory, decisions),
+        decision_rewards=_decision_rewards(row, trajectory, decisions) if logged else msgspec.UNSET,
     )
 
 
@@ -331,41 +352,6 @@ def _decision_rewards(
     own = [rewards[step] / shared[step] + 0.0 for step in steps]
     total, size = math.fsum(own), math.fsum(map(abs, own))
     return own if abs(total - float(row["reward"])) <= SUM_ROUNDING * (1 + size) else msgspec.UNSET
-
-
-def _status(
-    window: Mapping[str, Any],
-    members: list[Member],
-    left_out: int,
-    tolerance: float,
-    settings: GroupSettings,
-    identity: Identity | None,
-) -> tuple[str, str]:
-    rewards, least = [member.reward for member in members], settings.min_group_size
-    if window["status"] != "ready":
-        return NOT_READY, f"window is {window['status']}: {window['reason']}"
-    if len(rewards) < least:
-        return (
-            TOO_FEW_MEMBERS,
-            f"{len(rewards)} of {len(rewards) + left_out} trajectories can be trained on, {least} must be",
-        )
-    if settings.agent_baseline == "none" and identity is not None and _is_biased(identity, settings):
-        return AGENT_BIAS, (
-            f"{100 * (identity.agent_share or 0):.0f} % of the rewards' variance is who the agent is, more than "
-            f"{100 * settings.agent_share_limit:.0f} %: set BABYLON_RL_AGENT_BASELINE=shrunken, or raise "
-            "BABYLON_RL_AGENT_SHARE_LIMIT"
-        )
-    valued = sum(has_spread(member.action_values or (), tolerance) for member in members)
-    if not has_spread(rewards, tolerance) and valued:
-        return TRAINABLE, f"{len(rewards)} equal rewards; {valued} decisions whose actions differ in value"
-    if not has_spread(rewards, tolerance):
-        return NO_SPREAD, f"the {len(rewards)} rewards are equal within {tolerance:g}: nothing to tell them apart by"
-    return TRAINABLE, f"{len(rewards)} members, rewards from {min(rewards):+.5f} to {max(rewards):+.5f}"
-
-
-def _is_biased(identity: Identity, settings: GroupSettings) -> bool:
-    share = identity.agent_share
-    return share is not None and identity.share_windows >= LEAST_TO_REFUSE and share > settings.agent_share_limit
 
 
 def trainable_groups(rows: pd.DataFrame) -> tuple[list[Group], dict[str, int]]:

@@ -20,7 +20,7 @@ Shown = Mapping[str, Mapping[int, Sequence[Any]]]
 
 def searched(recorded: RecordedWindow) -> list[UsableTrajectory]:
     """The runs that may become members of a group; of no other run is anything trained."""
-    return [run for run in recorded.usable if run.not_trainable is None and run.provenance == "logged"]
+    return [run for run in recorded.usable if run.not_trainable is None and run.provenance != "no_text"]
 
 
 def leaked(

@@ -17,11 +17,11 @@ import msgspec
 import psycopg
 
 from babylon_rl.errors import SettingsError, TrainingError
+from babylon_rl.groups.admitting import admitted_members, by_loss, tolerance_of, with_supervised
 from babylon_rl.groups.advantages import (
     ADVANTAGES,
     ALL_ACTIONS,
     LEAVE_ONE_OUT,
-    SPREAD_TOLERANCE,
     all_actions,
     center_by_action,
     centred_twice,
@@ -30,7 +30,7 @@ from babylon_rl.groups.advantages import (
 )
 from babylon_rl.groups.dropout import MAX_DROPOUT, TARGET, drop_of_batch, dropout_rate
 from babylon_rl.groups.outlines import Outlines, decisions_of, verb_of, with_decisions
-from babylon_rl.groups.provenance import STALE_LIMIT, Lineage, admitted, provenance_of
+from babylon_rl.groups.provenance import Admission, Lineage, days_between
 from babylon_rl.groups.snapshot_store import (
     Origin,
     Snapshot,
@@ -48,7 +48,7 @@ from babylon_rl.groups.snapshot_store import (
 )
 from babylon_rl.groups.spool import Place, Spool
 from babylon_rl.groups.statuses import NO_SPREAD, TOO_FEW_MEMBERS
-from babylon_rl.groups.trained_view import Group, Member, canonical_json, check_numbers, check_values
+from babylon_rl.groups.trained_view import Group, Member, canonical_json
 
 __all__ = [
     "Origin",
@@ -84,13 +84,18 @@ def make_snapshot(
 
     `settings`: the training settings as JSON values; read here are `advantages` (leave_one_out |
     leave_one_out_action_centred | all_actions, which is the former in windows whose actions have no recorded values),
-    `minibatches`, `stale_limit`, `spread_tolerance`, `dropout_target` and `max_dropout`. `lineage`: where given, only
-    members that the importance-weighted loss may use stay, and their window's advantages are computed without the
-    others. Members whose decisions have rewards of their own get an advantage each decision, unless all actions are
-    trained. `left_out`: counts of what was left out before. A batch of more than `dropout_target` members is made
-    smaller by seed, which its settings then say under `dropout`. TrainingError where nothing is trainable.
+    `minibatches`, `backend`, `admit`, `stale_limit`, `stale_days` (back from `last_window`, which is the largest given
+    where they do not say it), `spread_tolerance`, `dropout_target` and `max_dropout`. `lineage`: by it members are
+    labelled, and those stay that a loss of the backend takes (`groups.admitting`); advantages of importance-weighted
+    members are computed without the others of their window. Members whose decisions have rewards of their own get an
+    advantage each decision, unless all actions are trained. `left_out`: counts of what was left out before. A batch of
+    more than `dropout_target` members of one loss is made smaller by seed, which its settings then say under `dropout`.
+    TrainingError where nothing is trainable.
     """
-    with assembled(groups, training_run, settings, seed, lineage=lineage, left_out=left_out) as made:
+    groups = list(groups)
+    last = max((group.window_id for group in groups), default="")
+    own = {"lineage": lineage, "left_out": left_out, "last_window": last}
+    with assembled(groups, training_run, settings, seed, **own) as made:
         return snapshot_of(made.content, (group_of(text.decode()) for text in made.texts()))
 
 
@@ -140,30 +145,38 @@ def assembled(
     *,
     lineage: Lineage | None = None,
     left_out: Mapping[str, int] | None = None,
+    last_window: str = "",
 ) -> Iterator[Assembled]:
-    """The snapshot of the groups while the context lasts; arguments and errors as of `make_snapshot`."""
+    """The snapshot of the groups while the context lasts; arguments and errors as of `make_snapshot`.
+
+    `last_window`: from which days are counted where the settings do not say it; groups pass by once.
+    """
     kind = settings.get("advantages", LEAVE_ONE_OUT)
     if kind not in ADVANTAGES:
         raise SettingsError(f"There are no advantages {kind!r}. Set `advantages` to one of: {', '.join(ADVANTAGES)}.")
     counts: Counter[str] = Counter()
     given: dict[str, Group] = {}
+    texts: dict[str, Group] = {}
     places: dict[str, Place] = {}
+    admission, last = Admission.of(settings), str(settings.get("last_window") or last_window)
     outlines = Outlines()
     with Spool() as whole, Spool() as made:
         for group in groups:
             if group.window_id in given:
                 raise TrainingError(f"Window {group.window_id} is in the batch twice; an update takes a window once.")
-            members = _admitted(group, lineage, int(settings.get("stale_limit", STALE_LIMIT)), counts)
-            group = msgspec.structs.replace(group, members=members)
-            given[group.window_id] = outlines.of(group)
+            group = _admitted(group, lineage, admission, last, tolerance_of(group, settings), counts)
+            given[group.window_id], texts[group.window_id] = by_loss(outlines.of(group))
             places[group.window_id] = whole.add(decisions_of(group))
         counts.update(left_out or {})
-        given, used = _dropped(given, settings, seed, counts)
-        weighed = (_made(given[window_id], kind, settings, counts) for window_id in sorted(given))
+        given, texts, used = _dropped_by_loss(given, texts, settings, seed, counts)
+        weighed = (_made(given[w], kind, settings, counts, texts[w].members) for w in sorted(given))
         batch = [group for group in weighed if group is not None]
         given.clear()
         if kind != LEAVE_ONE_OUT:
-            batch = _centred(batch, minibatch_of(batch, int(settings.get("minibatches", 1))))
+            windows = [group.window_id for group in with_supervised(batch, texts)]
+            shares = dict(zip(windows, minibatch_of(windows, int(settings.get("minibatches", 1))), strict=True))
+            batch = _centred(batch, [shares[group.window_id] for group in batch])
+        batch = with_supervised(batch, texts)
         if not any(_trains(member) for group in batch for member in group.members):
             said = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no group was given"
             raise TrainingError(
@@ -177,6 +190,17 @@ def assembled(
             final.append(made.add(text))
         content = header_content(training_run, {**settings, **used}, seed, counts, digests)
         yield Assembled(content, batch, lambda: map(made.read, final))
+
+
+def _dropped_by_loss(
+    given: dict[str, Group], texts: dict[str, Group], settings: Mapping[str, Any], seed: int, counts: Counter[str]
+) -> tuple[dict[str, Group], dict[str, Group], dict[str, Any]]:
+    """Both after the automatic dropout, each for itself, so that texts take no logged member's place."""
+    given, used = _dropped(given, settings, seed, counts)
+    texts, used_of_texts = _dropped(texts, settings, seed, counts)
+    if used_of_texts:
+        used = {"dropout": {**used.get("dropout", {}), "supervised": used_of_texts["dropout"]}}
+    return given, texts, used
 
 
 def _dropped(
@@ -201,32 +225,35 @@ def _dropped(
     return kept, {"dropout": used}
 
 
-def _made(group: Group, kind: str, settings: Mapping[str, Any], counts: Counter[str]) -> Group | None:
-    """The group with its window's advantages, or None (counted) where there are none to give."""
-    tolerance = float(settings.get("spread_tolerance", SPREAD_TOLERANCE))
-    if group.tolerance is not msgspec.UNSET:
-        tolerance = max(tolerance, group.tolerance)
+def _made(
+    group: Group, kind: str, settings: Mapping[str, Any], counts: Counter[str], texts: Sequence[Member]
+) -> Group | None:
+    """The group with its window's advantages, or None where there are none to give; counted where no text trains."""
+    tolerance = tolerance_of(group, settings)
+    own: Counter[str] = Counter()
     if kind == ALL_ACTIONS and any(member.action_values is not None for member in group.members):
         # Each decision's own mean is taken off, and nothing for who the agent is.
         members = [msgspec.structs.replace(member, baseline=msgspec.UNSET) for member in group.members]
-        return _valued(group, members, tolerance, counts)
-    members = [msgspec.structs.replace(member, action_values=None) for member in group.members]
-    return _with_advantages(group, members, tolerance, counts)
+        made = _valued(group, members, tolerance, own)
+    else:
+        members = [msgspec.structs.replace(member, action_values=None) for member in group.members]
+        made = _with_advantages(group, members, tolerance, own)
+    if texts:
+        # The window is in the batch, whatever its logged members come to.
+        own.pop(TOO_FEW_MEMBERS, None)
+        own.pop(NO_SPREAD, None)
+    counts.update(own)
+    return made
 
 
-def _admitted(group: Group, lineage: Lineage | None, stale_limit: int, counts: Counter[str]) -> list[Member]:
-    members = []
-    for member in sorted(group.members, key=lambda member: member.trajectory_id):
-        for decision in member.decisions:
-            check_numbers(decision)
-        check_values(member)
-        if lineage is not None:
-            provenance = provenance_of("logged", member.checkpoint.split(","), lineage)
-            if not admitted(provenance, stale_limit=stale_limit):
-                counts[f"members {provenance.label}"] += 1
-                continue
-        members.append(member)
-    return members
+def _admitted(
+    group: Group, lineage: Lineage | None, admission: Admission, last: str, tolerance: float, counts: Counter[str]
+) -> Group:
+    """The group with the members that some loss takes; see `groups.admitting`."""
+    days = days_between(group.window_id, last) if last else 0.0
+    own = admitted_members(group, lineage, admission, counts, days=days, tolerance=tolerance)
+    members = sorted([*own.weighted, *own.supervised], key=lambda member: member.trajectory_id)
+    return msgspec.structs.replace(group, members=members)
 
 
 def _with_advantages(group: Group, members: list[Member], tolerance: float, counts: Counter[str]) -> Group | None:
@@ -268,7 +295,7 @@ def _trains(member: Member) -> bool:
     return any(member.action_advantages) if member.action_advantages is not None else member.advantage != 0
 
 
-def minibatch_of(groups: Sequence[Group], minibatches: int) -> list[int]:
+def minibatch_of(groups: Sequence[Any], minibatches: int) -> list[int]:
     """The minibatch of each group: equal shares of the windows, in order. An update makes one step a minibatch."""
     shares = max(1, min(minibatches, len(groups)))
     return [index * shares // len(groups) for index in range(len(groups))]

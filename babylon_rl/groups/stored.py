@@ -33,6 +33,7 @@ _SMALL = sa.text(
                    CASE jsonb_typeof(d.value -> 'choices') WHEN 'array' THEN jsonb_array_length(d.value -> 'choices')
                    ELSE 0 END)), '[]') AS decisions
         FROM jsonb_array_elements(g."group" -> 'members') m CROSS JOIN jsonb_array_elements(m.value -> 'decisions') d
+        WHERE jsonb_array_length(d.value -> 'token_ids') > 0
     ) decided
     WHERE g.window_id = ANY(:window_ids) AND g.superseded_at IS NULL
     ORDER BY g.window_id
@@ -61,7 +62,7 @@ def group_rows(connection: psycopg.Connection, window_ids: Sequence[str]) -> pd.
 
     Of each its status, `group_digest`, `reward_spread` and settings, what it was made from (`window_revision`,
     `scores_digest`, and `outcome_revision` of these scores, null where they were replaced since), and `decisions`: the
-    exploration and number of choices of each decision.
+    exploration and number of choices of each decision whose tokens are recorded.
     """
     return read_frame(connection, _SMALL.bindparams(sa.bindparam("window_ids", list(window_ids), ARRAY(sa.Text))))
 

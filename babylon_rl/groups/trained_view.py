@@ -80,7 +80,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The members of one window, sorted by trajectory id.
 
-    `tolerance`: rewards that differ by less are equal; absent where it is `advantages.SPREAD_TOLERANCE`.
+    `tolerance`: rewards that differ by less are equal; absent where it is `advantages.SPREAD_TOLERANCE`. `loss`: the
+    only one that may use the group, because its logged members are too few; absent where both may.
     """
 
     window_id: str
@@ -88,6 +89,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     scorer_version: str
     members: list[Member]
     tolerance: float | msgspec.UnsetType = msgspec.UNSET
+    loss: Literal["weighted_supervised"] | msgspec.UnsetType = msgspec.UNSET
 
 
 def canonical_json(value: Any) -> str:
@@ -116,10 +118,14 @@ def decode_group(value: dict[str, Any]) -> Group:
 
 
 def view_of(trajectory: "UsableTrajectory") -> list[Decision] | None:
-    """The trajectory's decisions: its calls whose tokens are recorded, in order.
+    """The trajectory's decisions, in order: its calls whose tokens are recorded, or the texts that chose its actions.
 
-    None where there is none, or where a call that chose an action has no tokens: its reward would go to the others.
+    The texts are those of a trajectory of which not all tokens are recorded; no token of it is taken then. None where
+    there is none, or where a call of a logged one that chose an action has no tokens: its reward would go to the
+    others.
     """
+    if trajectory.provenance == "no_logprobs":
+        return _texts_of(trajectory) or None
     recorded = {call.call_id: call for call in trajectory.calls}
     decisions = []
     for step in trajectory.steps:
@@ -131,6 +137,27 @@ def view_of(trajectory: "UsableTrajectory") -> list[Decision] | None:
             elif any(text is one for one in choosing):
                 return None
     return decisions or None
+
+
+def _texts_of(trajectory: "UsableTrajectory") -> list[Decision]:
+    return [
+        Decision(
+            call_id=call_id(trajectory.trajectory_id, step.step_number, number),
+            system_prompt=text.system_prompt,
+            user_prompt=text.user_prompt,
+            response=text.response,
+            token_ids=[],
+            logprobs=[],
+            prompt_token_ids=[],
+            choices=None,
+            temperature=1.0,
+            top_p=1.0,
+            exploration=0.0,
+        )
+        for step in trajectory.steps
+        for number, text in enumerate(step.llm_calls)
+        if any(text is one for one in action_calls(step))
+    ]
 
 
 def _decision(text: LLMCall, call: RecordedCall) -> Decision:

@@ -121,7 +121,7 @@ def _usable(row: UsableTrajectory | Rejected) -> bool:
 
 
 def _member(row: UsableTrajectory) -> bool:
-    return row.not_trainable is None and row.provenance == "logged"
+    return row.not_trainable is None and row.provenance != "no_text"
 
 
 def list_windows(connection: psycopg.Connection) -> pd.DataFrame:

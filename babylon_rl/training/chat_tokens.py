@@ -33,6 +33,7 @@ class ChatTokens:
             raise ModelError("The model's tokenizer has no tokenizer.json; save it as a fast tokenizer.")
         self._render = tokenizer.apply_chat_template
         self._end = tokenizer.eos_token_id
+        self._cleans_up = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
         added = ((i, token.content, token.special) for i, token in tokenizer.added_tokens_decoder.items())
         self._controls = control_texts(added, tokenizer.chat_template)
 
@@ -62,6 +63,16 @@ class ChatTokens:
         if self.controls(tokens):
             tokens = self._letters(text)
         return [*tokens, self._end]
+
+    def says(self, tokens: Sequence[int], text: str) -> bool:
+        """Whether sampled tokens, up to the end of the turn, decode to the text byte for byte.
+
+        Where the tokenizer is one that takes spaces out when it decodes, also to the text without them.
+        A control token that the model drew inside its answer may stand in the text or not: servers differ.
+        """
+        body = list(tokens[:-1] if tokens and tokens[-1] == self._end else tokens)
+        texts = [self._backend.decode(body, skip_special_tokens=skip) for skip in (False, True)]
+        return text in texts or (self._cleans_up and text in map(cleaned_up, texts))
 
     def conversation(self, messages: Messages, **options: Any) -> list[int]:
         """Tokens of the messages under the chat template; `options` are those of `apply_chat_template`.
@@ -143,6 +154,15 @@ def _marked(messages: Messages) -> list[dict[str, Any]]:
         {**message, "content": f"{_OPEN}{place}{_CLOSE}"} if isinstance(message.get("content"), str) else {**message}
         for place, message in enumerate(messages)
     ]
+
+
+def cleaned_up(text: str) -> str:
+    """The text as transformers decodes it under `clean_up_tokenization_spaces`."""
+    for spaced in (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're"):
+        if spaced == " n't":
+            text = text.replace(" ' ", "'")
+        text = text.replace(spaced, spaced[1:])
+    return text
 
 
 def control_texts(added: Iterable[tuple[int, str, bool]], template: Any) -> dict[int, str]:

@@ -195,7 +195,7 @@ def _finished(ours: psycopg.Connection) -> list[Trained]:
                    c.checkpoint_id, c.path, c.state AS checkpoint_state, c.metrics, c.created_at AS trained_at,
                    a.job_id, a.snapshot_id, a.state, a.error, a.created_at AS started_at, a.finished_at,
                    coalesce(c.base_model, parent.base_model) AS base_model, s.window_ids,
-                   coalesce(r.schedule <> '{}', false) AS simulated,
+                   coalesce(r.schedule <> '{}' AND NOT jsonb_exists(r.schedule, 'batches'), false) AS simulated,
                    (SELECT max(p.promoted_at) FROM babylon_rl.promotions p
                     WHERE p.to_checkpoint = c.checkpoint_id) AS promoted_at
                FROM (SELECT * FROM babylon_rl.checkpoints WHERE step > 0 AND path IS NOT NULL) c

@@ -6,6 +6,7 @@ starts; a second attempt finds it and never trains twice. A batch that raises an
 instead of an update.
 """
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.training.admission import without_refused
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
+from babylon_rl.training.batches import batch_ending
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
 from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
 from babylon_rl.training.trainer import TrainerRequest, TrainerResult, finished
@@ -86,6 +88,11 @@ def _row_of(
         return _row(window_id, run, parent, "after the run's training windows: nothing is trained here")
     if stops:
         return _row(window_id, run, parent, f"alarms stopped the run at {stops[0].window_id}: nothing is trained here")
+    batch = batch_ending(run, window_id)
+    if batch:
+        return _update(database, settings, run, parent, window_id, batch, launch)
+    if batch is not None:
+        return _row(window_id, run, parent, "no update of the run ends with this window")
     if run.last_window is None:
         return _row_of_open_run(database, settings, run, parent, window_id, launch)
     if len(windows) < run.recipe.windows_per_update:
@@ -113,7 +120,7 @@ def _row_of_open_run(
 def gathered(new: NewGroups, run: TrainingRun) -> str:
     """How far the next update of a run without an end is, for a person."""
     said = f"{len(new.digests)} of {run.recipe.windows_per_update} new groups"
-    others = f"; {new.not_admitted} more were played by another model or by checkpoints that are too old"
+    others = f"; of {new.not_admitted} more no loss takes a member: too old, or no better than the others"
     return said + (others if new.not_admitted else "")
 
 
@@ -184,6 +191,24 @@ def _update(
     }
 
 
+@contextlib.contextmanager
+def planned(
+    connection: psycopg.Connection,
+    settings: Settings,
+    run: TrainingRun,
+    parent: Checkpoint,
+    window_id: str,
+    windows: list[str],
+) -> Iterator[SnapshotHeader]:
+    """What the update that ends with the window would be trained on: made, to be read inside, and taken back.
+
+    The run need not be stored. TrainingError where nothing is trainable.
+    """
+    with connection.transaction(force_rollback=True):
+        rows, failed = _groups(connection, windows)
+        yield _snapshot_of(connection, settings, run, parent, window_id, windows, rows, failed)
+
+
 def _groups(connection: psycopg.Connection, windows: list[str]) -> tuple[pd.DataFrame, int]:
     """Rows of the batch (`groups.stored.group_rows`), and how many windows it goes without.
 
@@ -209,12 +234,12 @@ def _snapshot_of(
     left_out = Counter({status: count for status, count in Counter(rows["status"]).items() if status != TRAINABLE})
     left_out += Counter(not_computed=failed, not_materialized=len(windows) - len(rows) - failed)
     refused: dict[str, list[str]] = {}
-    base = prepare_base_model(run.base_model, settings.home, run.seed)
+    base = _tokenizer_folder(settings, run)
     return build_snapshot(
         connection,
         _trainable(connection, sources, base, left_out, refused),
         run.training_run,
-        run.recipe.as_json(),
+        {**run.recipe.as_json(), "backend": run.backend, "last_window": max(sources, default=window_id)},
         run.seed,
         # What was set aside is not of this lineage, though its step may be.
         lineage=lineage_at(connection, run, parent, window_id),
@@ -223,10 +248,17 @@ def _snapshot_of(
     )
 
 
+def _tokenizer_folder(settings: Settings, run: TrainingRun) -> Path | None:
+    """Folder of the base model, or of what is known of a service's; None where that is nothing."""
+    if run.backend == "wandb":
+        return settings.wandb_tokenizer
+    return prepare_base_model(run.base_model, settings.home, run.seed)
+
+
 def _trainable(
     connection: psycopg.Connection,
     sources: dict[str, Source],
-    base: Path,
+    base: Path | None,
     left_out: Counter[str],
     refused: dict[str, list[str]],
 ) -> Iterator[Group]:
@@ -235,7 +267,7 @@ def _trainable(
     These are counted in `left_out` and named in `refused`, by window.
     """
     for groups in stream_trainable(connection, sources):
-        kept, counts = without_refused(groups, base)
+        kept, counts = (groups, {}) if base is None else without_refused(groups, base)
         left_out.update(counts)
         for whole, group in zip(groups, kept, strict=True):
             staying = {member.trajectory_id for member in group.members}
@@ -280,7 +312,7 @@ def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot:
         parent_id=parent.checkpoint_id,
         parent_folder=parent.path,
         parent_step=parent.step,
-        base_folder=str(prepare_base_model(run.base_model, settings.home, run.seed)),
+        base_folder=str(_tokenizer_folder(settings, run) or ""),
         folder=str(Path(settings.home) / "checkpoints" / checkpoint_id),
         recipe=run.recipe,
         device=settings.device,

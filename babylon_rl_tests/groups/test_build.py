@@ -1,4 +1,5 @@
 import json
+from typing import Literal
 
 import msgspec
 import pytest
@@ -63,15 +64,15 @@ def test_equal_rewards_have_no_spread_and_no_advantage():
     assert {member.advantage for member in decode_group(row["group"]).members} == {0.0}
 
 
-def test_what_has_no_tokens_is_left_out_with_its_reason():
+def test_a_run_without_tokens_is_a_member_by_its_text_and_one_without_text_is_left_out():
     window = three(
-        b=made.trajectory("b", "SELL", calls=[], provenance="no_logprobs"),
+        b=made.trajectory("b", "SELL", -5.0, calls=[], provenance="no_logprobs"),
         c=made.trajectory("c", "HOLD", calls=[], provenance="no_text"),
     )
     row = built(window)
-    assert row["status"] == "too_few_members" and row["members"] == 1
-    reasons = {one["trajectory_id"]: one["reason"].split(":")[0] for one in row["left_out"]}
-    assert reasons == {"b": "no_logprobs", "c": "no_text"}
+    assert (row["status"], row["members"]) == ("too_few_members", 2)
+    assert row["reason"] == "1 of 3 trajectories can be trained on, 2 must be"
+    assert [one["reason"].split(":")[0] for one in row["left_out"]] == ["no_text"]
 
 
 def test_every_usable_trajectory_is_a_member_or_left_out():
@@ -117,9 +118,9 @@ def test_the_trained_view_has_no_field_for_what_came_after_the_decision():
 
 def test_only_a_trained_view_can_enter_a_group():
     """The judge's view and the trained view share no type: none is taken for the other, and no field is left over."""
-    assert set(Group.__struct_fields__) == {"window_id", "scorer", "scorer_version", "members", "tolerance"}
+    assert set(Group.__struct_fields__) == {"window_id", "scorer", "scorer_version", "members", "tolerance", "loss"}
     types = {field.type for field in msgspec.structs.fields(Group)}
-    assert types == {str, list[Member], float | msgspec.UnsetType}
+    assert types == {str, list[Member], float | msgspec.UnsetType, Literal["weighted_supervised"] | msgspec.UnsetType}
     assert {field.type for field in msgspec.structs.fields(Member) if field.name == "decisions"} == {list[Decision]}
     text = RunText(trajectory_id="a", agent_id="a", goal="Win.", decisions=["Saw: x"], actions=["BUY"])
     shown = JudgedRun(trajectory_id="a", goal="Win.", capital=1.0, actions=["BUY"], texts=["Saw: x"])

@@ -78,7 +78,7 @@ def test_a_window_comes_to_the_same_row_in_any_range_and_later_windows_change_no
     assert {window_id: again[window_id] for window_id in IDS[:5]} == whole
     # Without a single member nothing is asked for, so that a window that trains nothing stays as it is.
     with played.connect() as connection:
-        connection.execute("DELETE FROM babylon_rl.recorded_calls WHERE trajectory_id LIKE 't-5-%'")
+        connection.execute('UPDATE trajectories SET "isEvaluation" = true WHERE "trajectoryId" LIKE \'t-5-%\'')
     score(played, IDS[5:])
     assert grouped(played, IDS[5:])[IDS[5]]["settings"].get("history") is None
 
@@ -96,7 +96,7 @@ def test_scores_of_the_run_count_before_they_are_written(played):
 
 
 def test_plain_centring_over_enough_windows_is_refused_for_its_agents(played, monkeypatch):
-    monkeypatch.setattr("babylon_rl.groups.build.LEAST_TO_REFUSE", 4)
+    monkeypatch.setattr("babylon_rl.groups.standing.LEAST_TO_REFUSE", 4)
     rows = grouped(played, IDS[:5], SETTINGS.model_copy(update={"agent_baseline": "none"}))
     statuses = [rows[window_id]["status"] for window_id in IDS[:5]]
     assert statuses == ["trainable"] * 3 + ["agent_bias"] * 2

@@ -1,6 +1,6 @@
 """Rounds of play and update without a model: planted answers, and a trainer that learns nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -85,10 +85,13 @@ def plant(
     checkpoints: Sequence[str],
     exploration: float = 0.1,
     scale: float = 1.0,
+    texts: Collection[int] = (),
+    **choices,
 ) -> None:
     """Plant answers, the same in each window, as scored trajectories and groups; who gave each is in `checkpoints`.
 
-    `scale`: of the P&L, so that the same answers make another group.
+    `scale`: of the P&L, so that the same answers make another group. `texts`: places of answers whose tokens are not
+    recorded. `choices`: those of `build_group`.
     """
     scored, groups = [], []
     for window_id in window_ids:
@@ -99,19 +102,22 @@ def plant(
                     verb,
                     0.0 if verb == "HOLD" else scale * (0.5 + place * (-1) ** place),
                     window_id=window_id,
-                    calls=[
+                    calls=[]
+                    if place in texts
+                    else [
                         msgspec.structs.replace(made.call(name, verb, checkpoint=checkpoint), exploration=exploration)
                     ],
+                    provenance="no_logprobs" if place in texts else "logged",
                 )
                 for place, (verb, checkpoint) in enumerate(zip(verbs, checkpoints, strict=True))
             ),
             window_id=window_id,
         )
         scored.append(score_window(window, made.outcomes(window_id)))
-        groups.append(build_group({"status": "ready", "reason": ""}, window, scored[-1]))
+        groups.append(build_group({"status": "ready", "reason": ""}, window, scored[-1], **choices))
     with database.connect() as connection:
         replace_windows(connection, scored_trajectories, window_ids, pd.concat(scored))
-        replace_windows(connection, art_groups, window_ids, pd.DataFrame(groups))
+        replace_windows(connection, art_groups, window_ids, pd.DataFrame(groups, dtype=object))
 
 
 class OpenRun:
@@ -135,9 +141,17 @@ class OpenRun:
         with database.connect() as connection:
             start_run(connection, self.run)
 
-    def play(self, *places: int, verbs: Sequence[str] = MIXED, checkpoint: str = "run@0", scale: float = 1.0) -> None:
+    def play(
+        self,
+        *places: int,
+        verbs: Sequence[str] = MIXED,
+        checkpoint: str = "run@0",
+        scale: float = 1.0,
+        texts: Collection[int] = (),
+    ) -> None:
         """Plant the answers of the windows at these places."""
-        plant(self.database, [window(p) for p in sorted(places)], verbs, [checkpoint] * len(verbs), scale=scale)
+        windows = [window(p) for p in sorted(places)]
+        plant(self.database, windows, verbs, [checkpoint] * len(verbs), scale=scale, texts=texts)
 
     def compute(self, first: str, last: str) -> list[dict]:
         """Rows of `trained_checkpoints` from first to last, written as the asset writes them."""

@@ -133,7 +133,7 @@ def test_what_a_checkpoint_that_was_set_aside_played_is_not_on_policy(rounds):
     go(rounds, 4, MIXED)
     rounds.play(5, MIXED, aside)
     row = rounds.update(5)
-    assert not row["updated"] and "foreign_model" in row["reason"]
+    assert not row["updated"] and "16 members set_aside" in row["reason"]
 
 
 def test_what_was_set_aside_is_no_candidate_whatever_it_earned(rounds, monkeypatch):

@@ -2,6 +2,8 @@
 
 import random
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from unittest import mock
 
 import msgspec
 import pandas as pd
@@ -10,9 +12,13 @@ import pytest
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.history import current_rows, replace_windows
 from babylon_rl.database.tables import art_groups, scored_trajectories
+from babylon_rl.errors import TrainingError
+from babylon_rl.groups.admitting import labels_of
+from babylon_rl.groups.baselines import Identity
 from babylon_rl.groups.build import GroupSettings, build_group
 from babylon_rl.groups.leaks import Leak
-from babylon_rl.groups.snapshots import make_snapshot
+from babylon_rl.groups.provenance import Lineage
+from babylon_rl.groups.snapshots import load_snapshot, make_snapshot
 from babylon_rl.groups.trained_view import decode_group
 from babylon_rl.training.alarm_log import exploration_for, list_alarms
 from babylon_rl.training.due import MOST_ATTEMPTS, WAITS, Attempt, DueUpdate, due_updates, next_attempt
@@ -227,6 +233,58 @@ def test_what_counts_as_new_is_what_the_snapshot_would_keep_however_groups_are_m
     assert tuple(new.digests) == kept and 3 < len(kept) < len(groups) == len(kept) + new.not_admitted
 
 
+class BySide(NamedTuple):
+    """A history in which agents differ by chance."""
+
+    window_id: str
+    stream: random.Random
+
+    def at(self, window_id: str, scorer: str, version: str) -> Identity:
+        names = [f"agent-{self.window_id}-{place}" for place in range(4)]
+        return Identity({name: self.stream.gauss(0, 0.002) for name in names}, 5, None, 1.0, None, 0.0)
+
+
+NARROWED = (msgspec.UNSET, ("on_policy",), ("stale",), ("on_policy", "stale"), ("foreign_model",), ("no_logprobs",))
+
+
+@pytest.mark.parametrize("backend", ["torch", "wandb"])
+@pytest.mark.parametrize("admit", NARROWED)
+def test_what_counts_as_new_is_what_the_snapshot_would_keep_with_texts_and_both_limits(
+    database, tmp_path, backend, admit
+):
+    recipe = {"stale_limit": 1, "stale_days": 1.0, "admit": admit, "windows_per_update": 1}
+    opened = OpenRun(database, tmp_path, advantages="leave_one_out", **recipe)
+    opened.run = msgspec.structs.replace(opened.run, backend=backend)
+    checkpoints = ("run@0", "run@1", "run@2", "run@9", "other@3", "aside@1", "run@1,run@2")
+    stream = random.Random(3)
+    for place in range(44):
+        verbs = stream.choices(("BUY", "SELL", "HOLD"), k=4)
+        players = stream.choices(checkpoints, (1, 2, 3, 1, 2, 1, 1), k=4)
+        choices = {
+            "settings": GroupSettings(min_group_size=stream.choice((2, 3))),
+            "history": BySide(window(place), stream),
+            "tolerance": stream.choice((1e-6, 3e-4)),
+        }
+        without = [one for one in range(4) if stream.random() < 0.4]
+        plant(database, [window(place)], verbs, players, texts=without, **choices)
+    lineage = Lineage("run", {"run@0": 0, "run@1": 1, "run@2": 2, "run@9": 9}, 2, ("aside@1",))
+    with database.connect() as connection:
+        parent = msgspec.structs.replace(state_before(connection, opened.run, window(44)), step=2)
+        with mock.patch("babylon_rl.training.lineage.lineage_at", return_value=lineage):
+            new = new_groups(connection, opened.run, parent, window(44))
+        rows = read_frame(connection, current_rows(art_groups))
+    groups = [decode_group(group) for group in rows[rows["status"] == "trainable"]["group"]]
+    try:
+        settings = {**opened.run.recipe.as_json(), "backend": backend}
+        snapshot = make_snapshot(groups, "run", settings, 0, lineage=lineage)
+        kept = snapshot.window_ids
+    except TrainingError:
+        kept = ()
+    assert tuple(new.digests) == kept and len(groups) == len(kept) + new.not_admitted
+    assert bool(kept) is (backend == "torch" or admit not in (("foreign_model",), ("no_logprobs",)))
+    assert all(window_id >= window(43 - 24) for window_id in kept) and len(kept) < 25
+
+
 def test_a_group_whose_judge_is_set_aside_counts_as_new_by_alphas_rewards(opened):
     opened.play(0, 1)
     for place in (0, 1):
@@ -244,13 +302,28 @@ def test_a_group_that_is_refused_for_its_agents_is_not_new(opened):
     assert due(opened)[1] == ["run: 0 of 2 new groups."]
 
 
-def test_groups_that_another_model_played_are_told_and_never_ask_for_an_update(opened):
+def test_groups_of_which_no_loss_takes_a_member_are_told_and_never_ask_for_an_update(database, tmp_path):
+    opened = OpenRun(database, tmp_path, admit=("on_policy", "stale"))
     opened.play(0, 1, 2, checkpoint="somebody-else")
     opened.play(3)
     (said,) = due(opened)[1]
-    assert said.startswith("run: 1 of 2 new groups; 3 more were played by another model")
+    assert said.startswith("run: 1 of 2 new groups; of 3 more no loss takes a member")
     (row,) = opened.compute(window(3), window(3))
     assert not row["updated"] and row["reason"] == said.removeprefix("run: ").removesuffix(".")
+
+
+def test_what_another_model_played_is_imitated_where_it_did_better_and_nothing_narrows_that(opened):
+    opened.play(0, checkpoint="somebody-else")
+    opened.play(1, texts=range(8))
+    assert make_due_updates(opened) == 1
+    with opened.database.connect() as connection:
+        (checkpoint,) = opened.checkpoints().values()
+        snapshot = load_snapshot(connection, checkpoint.snapshot_id)
+    assert labels_of(m for group in snapshot.groups for m in group.members) == {
+        "weighted_supervised": {"foreign_model": 2, "no_logprobs": 2}
+    }
+    assert all(member.advantage > 0 for group in snapshot.groups for member in group.members)
+    assert snapshot.left_out == {"members not_better_than_baseline": 12}
 
 
 def test_an_alarm_leads_back_and_its_batch_is_not_asked_for_again(opened):
@@ -297,7 +370,7 @@ def test_windows_are_the_newest_runs_also_those_of_a_demo_in_between(opened, dat
     opened.compute(update.first, update.last)
     (batch,) = opened.batches().values()
     assert update.last == window(3) and batch == [window(0), window(1), window(2), window(3)]
-    newer = OpenRun(database, tmp_path, "newer", first=5)
+    newer = OpenRun(database, tmp_path, "newer", first=5, admit=("on_policy",))
     opened.play(4, 5, 6)
     updates, others = due(opened)
     assert not updates and [said.partition(";")[0] for said in others] == [

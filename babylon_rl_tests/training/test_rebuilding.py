@@ -9,11 +9,13 @@ from babylon_rl.cli import app
 from babylon_rl.database.retention import delete_superseded
 from babylon_rl.errors import TrainingError
 from babylon_rl.groups import rebuilding
+from babylon_rl.groups.provenance import Lineage
 from babylon_rl.groups.rebuilding import Difference, rebuild_snapshot
 from babylon_rl.groups.snapshot_listing import find_snapshot, list_snapshots, show_snapshot
-from babylon_rl.groups.snapshots import make_snapshot, save_snapshot
-from babylon_rl.training import updates
-from babylon_rl_tests.training.rounds import MIXED, OpenRun, Rounds, plant, window
+from babylon_rl.groups.snapshots import Origin, build_snapshot, make_snapshot, save_snapshot
+from babylon_rl.groups.stored import group_rows, sources_of, stream_trainable
+from babylon_rl_tests.groups.test_snapshot_store import SETTINGS, two
+from babylon_rl_tests.training.rounds import MIXED, OpenRun, plant, window
 
 FIRST = f"{window(0)}-0"
 
@@ -54,13 +56,43 @@ def test_an_update_is_made_again_to_the_same_id(opened):
     assert shown.left_out["members dropout"] > 0 and shown.settings["dropout"]["left_out"] > 0
 
 
-def test_it_is_made_of_the_rows_that_were_current_then_also_after_the_clean_up(database, tmp_path):
-    rounds = Rounds(database, tmp_path)
-    trained, foreign = rounds.windows(1)
+def build(database, windows, refused, settings):
+    """Id of the snapshot of the planted windows, as an update makes it that refuses these members."""
+    with database.connect() as connection:
+        sources = sources_of(group_rows(connection, windows))
+        groups = [group for part in stream_trainable(connection, sources) for group in part]
+        kept = [
+            msgspec.structs.replace(
+                group,
+                members=[one for one in group.members if one.trajectory_id not in refused.get(group.window_id, ())],
+            )
+            for group in groups
+        ]
+        header = build_snapshot(
+            connection,
+            iter(kept),
+            "run",
+            settings,
+            0,
+            lineage=Lineage("run", {"run@0": 0}, 0),
+            left_out={"members prompt_too_long": sum(map(len, refused.values()))},
+            origin=Origin(windows=windows, sources=sources, refused=refused),
+        )
+        return header.snapshot_id
 
-    def play(scale):
-        plant(database, [trained], MIXED, ["run@0"] * len(MIXED), scale=scale)
-        plant(database, [foreign], MIXED, ["gpt"] * len(MIXED), scale=scale)
+
+def test_members_that_the_base_model_refused_are_left_out_again(database):
+    windows, players = [window(0), window(1)], ["run@0"] * len(MIXED)
+    plant(database, windows, MIXED, players)
+    whole = build(database, windows, {window(0): [f"{window(0)}-1"], window(1): [f"{window(1)}-0"]}, SETTINGS)
+    with database.connect() as connection:
+        assert rebuild_snapshot(connection, whole).equal
+        shown = show_snapshot(connection, whole)
+    assert shown.left_out == {"members prompt_too_long": 2} and shown.members == 2 * len(MIXED) - 2
+
+
+def test_it_is_made_of_the_rows_that_were_current_then_also_after_the_clean_up(database):
+    windows, players = [window(0), window(1)], ["run@0"] * len(MIXED)
 
     def age(days):
         with database.connect() as connection:
@@ -72,38 +104,19 @@ def test_it_is_made_of_the_rows_that_were_current_then_also_after_the_clean_up(d
             ):
                 connection.execute(statement, {"d": timedelta(days=days)})
 
-    play(1.0)
-    whole = rounds.update(1)["snapshot_id"]
+    plant(database, windows, MIXED, players)
+    # Of the second window one member is left, which is none to learn from; the dropout counts it all the same.
+    alone = [f"{window(1)}-{place}" for place in range(1, len(MIXED))]
+    whole = build(database, windows, {window(1): alone}, {**SETTINGS, "dropout_target": 8})
     for scale in (2.0, 3.0):
         age(5)
-        play(scale)
+        plant(database, windows, MIXED, players, scale=scale)
     age(5)
     deleted = delete_superseded(database, datetime.now(UTC) - timedelta(days=1), lambda *_: None)
     with database.connect() as connection:
         assert list_snapshots(connection)[0].windows == 1
         # Of both windows the first version stays: the one that was only looked at belongs to what went in.
         assert deleted["art_groups"] == 2 and rebuild_snapshot(connection, whole).equal
-
-
-def test_members_that_the_base_model_refused_are_left_out_again(database, tmp_path, monkeypatch):
-    refused = {f"{window(0)}-1", f"{window(1)}-0"}
-
-    def without(groups, _folder):
-        kept = [
-            msgspec.structs.replace(g, members=[m for m in g.members if m.trajectory_id not in refused]) for g in groups
-        ]
-        return kept, {
-            "members prompt_too_long": sum(len(g.members) for g in groups) - sum(len(g.members) for g in kept)
-        }
-
-    monkeypatch.setattr(updates, "without_refused", without)
-    opened = OpenRun(database, tmp_path)
-    opened.play(0, 1)
-    opened.compute(window(0), window(1))
-    assert rebuilt(opened).equal
-    with database.connect() as connection:
-        shown = show_snapshot(connection, snapshot_id(opened))
-    assert shown.left_out == {"members prompt_too_long": 2} and shown.members == 2 * len(MIXED) - 2
 
 
 CHANGED = {
@@ -155,8 +168,6 @@ def test_differences_beyond_the_most_that_are_told_are_counted(opened, monkeypat
 
 
 def test_a_snapshot_without_its_origin_says_that_it_cannot_be_made_again(database, opened):
-    from babylon_rl_tests.groups.test_snapshot_store import SETTINGS, two
-
     snapshot = make_snapshot(two(), "run", SETTINGS, 1)
     with database.connect() as connection:
         save_snapshot(connection, snapshot)
