@@ -1,4 +1,4 @@
-"""Checkpoints in folders and behind URLs: nothing half written is a checkpoint, and what comes back is what was kept."""
+"""Checkpoints in folders and behind URLs: nothing half written is one, and what comes back is what was kept."""
 
 import json
 from pathlib import Path
