@@ -107,9 +107,10 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 
 _CHAIN = """
 WITH RECURSIVE line AS (
-    SELECT c.*, 0 AS depth FROM babylon_rl.checkpoints c WHERE checkpoint_id = %s
+    SELECT c.*, 0 AS depth FROM babylon_rl.checkpoints c WHERE checkpoint_id = %(checkpoint)s
     UNION ALL
     SELECT c.*, line.depth + 1 FROM babylon_rl.checkpoints c JOIN line ON c.checkpoint_id = line.parent_id
+    WHERE line.depth + 1 < %(most)s
 )
 SELECT line.*, line.created_at AS made, coalesce(s.window_ids, '{}') AS windows, s.code_version AS snapshot_code,
        a.job_id, a.remote_job_id,
@@ -129,10 +130,10 @@ FROM babylon_rl.snapshot_members WHERE snapshot_id = ANY(%(snapshots)s) GROUP BY
 """
 
 
-def chain(connection: psycopg.Connection, checkpoint_id: str) -> list[Ancestor]:
-    """The checkpoint and its ancestors, the base model last."""
+def chain(connection: psycopg.Connection, checkpoint_id: str, most: int = 1_000_000) -> list[Ancestor]:
+    """The checkpoint and its ancestors, `most` of them, the base model last; none where there is no such checkpoint."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(_CHAIN, (checkpoint_id,)).fetchall()
+        rows = cursor.execute(_CHAIN, {"checkpoint": checkpoint_id, "most": most}).fetchall()
     counted = count_members(connection, [row["snapshot_id"] for row in rows if row["snapshot_id"]])
     fields = set(Ancestor.__struct_fields__) - {"members"}
     return [
@@ -159,6 +160,23 @@ def count_members(connection: psycopg.Connection, snapshot_ids: Sequence[str]) -
             for (label, loss), agents in sorted(tally.items(), key=lambda item: (-len(item[1]), item[0]))
         ]
     return dict(found)
+
+
+def members_by_window(connection: psycopg.Connection, snapshot_id: str) -> dict[str, dict[str, int]]:
+    """Members of a snapshot by window and label."""
+    rows = connection.execute(
+        """SELECT window_id, coalesce(label, %s), count(*) FROM babylon_rl.snapshot_members WHERE snapshot_id = %s
+           GROUP BY 1, 2 ORDER BY 1, 2""",
+        (NO_LABEL, snapshot_id),
+    ).fetchall()
+    found: dict[str, dict[str, int]] = {}
+    for window, label, members in rows:
+        found.setdefault(window, {})[label] = members
+    if not rows:
+        for one in _from_content(connection, snapshot_id):
+            own = found.setdefault(one.window_id, {})
+            own[one.label] = own.get(one.label, 0) + 1
+    return found
 
 
 _GROUPS = """
@@ -300,6 +318,22 @@ def with_trajectory(connection: psycopg.Connection, trajectory_id: str) -> list[
     for snapshot in _of_format_1(connection, trajectory_id):
         found += [one for one in _from_content(connection, snapshot) if one.trajectory_id == trajectory_id]
     return found
+
+
+def trained_into(connection: psycopg.Connection, window_ids: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """By window the checkpoints whose snapshots hold its group, each with the window that its update ended with."""
+    rows = connection.execute(
+        """SELECT used.window_id, c.checkpoint_id, c.last_window
+           FROM babylon_rl.snapshots s JOIN babylon_rl.checkpoints c USING (snapshot_id)
+           CROSS JOIN LATERAL unnest(s.window_ids) used(window_id)
+           WHERE s.window_ids && %(windows)s::text[] AND used.window_id = ANY(%(windows)s) AND c.last_window IS NOT NULL
+           ORDER BY used.window_id, c.created_at""",
+        {"windows": list(window_ids)},
+    ).fetchall()
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for window, checkpoint, ended in rows:
+        found[window].append((checkpoint, ended))
+    return dict(found)
 
 
 def snapshots_of_agent(connection: psycopg.Connection, agent_id: str) -> dict[str, set[tuple[str, str]]]:

@@ -163,7 +163,8 @@ def test_what_a_service_keeps_is_left_there_unless_it_is_asked_for(database, set
         made_from = snapshot(connection, [group("2025-01-20T00:00", ["ann", "bob"])])
         hosted = checkpoint(connection, "other@1-aa", "run@0", made_from, {"path": None, "inference_name": "x:step3"})
         connection.execute(
-            "UPDATE babylon_rl.training_attempts SET remote_model_id = 'model-1', step_after = 3 WHERE snapshot_id = %s",
+            "UPDATE babylon_rl.training_attempts SET remote_model_id = 'model-1', step_after = 3 "
+            "WHERE snapshot_id = %s",
             (made_from,),
         )
     settings = settings.model_copy(update={"keep_checkpoints": 0})
