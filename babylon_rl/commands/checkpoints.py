@@ -116,7 +116,8 @@ def _tell(done: "Pruned") -> None:
         _print(_table([*done.gone, *done.left], None))
     verb = "are deleted" if done.applied else "would go"
     left = f", and what is left of {len(done.left)} that were deleted before" if done.left else ""
-    _say(f"{len(done.gone)} checkpoints {verb}{left}: {_size(done.freed)}. {len(done.kept)} stay:")
+    _say(f"Checkpoints that {verb}: {len(done.gone)}{left}; bytes freed: {_size(done.freed)}.")
+    _say(f"Checkpoints that stay: {len(done.kept)}.")
     for one in done.kept:
         _say(f"  {one.checkpoint_id}: {'; '.join(one.why)}")
     if done.hosted:

@@ -42,21 +42,25 @@ def lines(found: "Forgetting") -> list[str]:
     """What is told of it."""
     direct = [one for one in found.checkpoints if one.direct]
     said = [
-        f"{found.agent_id}: {len(found.trajectories):,} trajectories in {len(found.windows):,} windows, "
-        f"{len(found.trained):,} of them trained on.",
+        f"{found.agent_id}: {len(found.trajectories):,} trajectories of {_many(len(found.windows), 'window')}, "
+        f"{len(found.trained):,} of them in a snapshot.",
         f"  windows: {_some(found.windows)}",
     ]
     if found.snapshots:
-        said.append(f"  {len(found.snapshots):,} snapshots: {_some([one[:12] for one in found.snapshots])}")
+        said.append(f"  {_many(len(found.snapshots), 'snapshot')}: {_some([one[:12] for one in found.snapshots])}")
+    if found.jobs:
+        said.append(
+            f"  {_many(len(found.jobs), 'job')} training on these now: {_some([one[:12] for one in found.jobs])}"
+        )
     if found.checkpoints:
         said.append(
-            f"{len(found.checkpoints):,} checkpoints would have to be trained again, {len(direct):,} that were trained "
-            f"on them and {len(found.checkpoints) - len(direct):,} that descend from those:"
+            f"{_many(len(found.checkpoints), 'checkpoint')} would have to be trained again; {len(direct):,} by being "
+            f"trained on them, {len(found.checkpoints) - len(direct):,} by descent:"
         )
         said += [told_user(one) for one in found.checkpoints]
     if found.evaluations:
         windows = sorted({one.window_id for one in found.evaluations})
-        said.append(f"{len(found.evaluations):,} evaluations rest on these checkpoints: {_some(windows)}")
+        said.append(f"{_many(len(found.evaluations), 'evaluation')} of these checkpoints: {_some(windows)}")
     if not found.checkpoints:
         said.append("No checkpoint rests on them.")
     said.append("Nothing was deleted or changed. Once the recordings are gone from their tables:")
@@ -66,6 +70,10 @@ def lines(found: "Forgetting") -> list[str]:
         "count these in; the check rows_are_current names what that makes stale."
     )
     return said
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _some(names: list[str]) -> str:

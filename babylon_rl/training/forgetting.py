@@ -22,7 +22,8 @@ class Forgetting(msgspec.Struct, frozen=True, kw_only=True):
     """What rests on an agent's recordings.
 
     `trajectories`, `windows`: the agent's that are scored; `trained`: those of them in a snapshot. `snapshots`: with
-    the agent's members in each. `commands`: what would be run once the recordings are gone from their tables.
+    the agent's members in each. `jobs`: that train on these and have not ended; `commands`: what would be run once the
+    recordings are gone from their tables.
     """
 
     agent_id: str
@@ -30,6 +31,7 @@ class Forgetting(msgspec.Struct, frozen=True, kw_only=True):
     windows: list[str]
     trained: list[str]
     snapshots: dict[str, int]
+    jobs: list[str]
     checkpoints: list[User]
     evaluations: list[Evaluation]
     commands: list[str]
@@ -56,6 +58,11 @@ def what_rests_on(connection: psycopg.Connection, agent_id: str) -> Forgetting:
            ORDER BY window_id, split, candidate, baseline""",
         {"names": names},
     ).fetchall()
+    jobs = connection.execute(
+        """SELECT job_id FROM babylon_rl.training_attempts
+           WHERE snapshot_id = ANY(%s) AND state NOT IN ('done', 'failed', 'cancelled') ORDER BY created_at""",
+        (list(snapshots),),
+    ).fetchall()
     fields = Evaluation.__struct_fields__
     return Forgetting(
         agent_id=agent_id,
@@ -63,6 +70,7 @@ def what_rests_on(connection: psycopg.Connection, agent_id: str) -> Forgetting:
         windows=sorted({window for window, _ in everything}),
         trained=sorted({trajectory for _, trajectory in members}),
         snapshots={snapshot: len(pairs) for snapshot, pairs in sorted(snapshots.items())},
+        jobs=[row[0] for row in jobs],
         checkpoints=checkpoints,
         evaluations=[Evaluation(**dict(zip(fields, row, strict=True))) for row in rows],
         commands=_commands(connection, checkpoints, sorted({window for window, _ in everything})),

@@ -60,11 +60,11 @@ def checkpoints_metadata(window_id: str, rows: Rows, made_of: MadeOf | None = No
         found["parent"] = row["parent_id"]
     if row["updated"]:
         found |= {"snapshot": row["snapshot_id"][:12], **_trained_on(row.get("group_digests"))}
-    if made_of is not None:
-        found |= _lineage(made_of)
     if "alarms" in metrics:
         found["alarms"] = alarms_table(metrics["alarms"])
     found |= _steps(metrics.get("steps") or [])
+    if made_of is not None:
+        found |= _lineage(made_of)
     return {
         **found,
         **figures({"step": row["step"], "groups trained": row["groups_trained"]}),
@@ -99,12 +99,12 @@ def _lineage(made_of: MadeOf) -> dict[str, Any]:
         "kept in": own.path,
         "served as": own.inference_name and f"{own.inference_name} at {own.inference_url}",
     }
-    found: dict[str, Any] = {name: cell(value) for name, value in known.items() if value}
+    found: dict[str, Any] = {"snapshot": own.snapshot_id}
     if parent is not None and parent.last_window is not None:
         text = link("trained_checkpoints", parent.last_window, parent.checkpoint_id)
         found["parent"] = dg.MetadataValue.md(text)
-    found["snapshot"] = own.snapshot_id
-    return {**found, "made of": dg.MetadataValue.md(_windows_table(own.checkpoint_id, made_of.windows))}
+    found["made of"] = dg.MetadataValue.md(_windows_table(own.checkpoint_id, made_of.windows))
+    return found | {name: cell(value) for name, value in known.items() if value}
 
 
 def _windows_table(checkpoint_id: str, windows: Mapping[str, Mapping[str, int]]) -> str:
