@@ -20,7 +20,7 @@ from babylon_rl.groups.trained_view import canonical_json
 
 _T = TypeVar("_T")
 
-NO_LABEL = "not asked"  # of members whose snapshot was made before anybody labelled them
+NO_LABEL = "unlabelled"  # of members whose snapshot was made before anybody labelled them
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):

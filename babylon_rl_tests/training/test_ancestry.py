@@ -44,7 +44,7 @@ def test_a_chain_goes_back_to_the_base_model_with_what_each_update_was_made_of(c
     assert [(one.label, one.members, one.agents) for one in first.members] == [("on_policy", 2, 2), ("stale(1)", 2, 2)]
     assert (first.windows, first.snapshot_id, first.snapshot_code) == (W[:2], tree["run@1-aa"], "0.0 made")
     assert first.job_id and first.code_version == "0.0 trained" and found[0].promoted and not first.promoted
-    assert found[1].members[0].label == "not asked"
+    assert found[1].members[0].label == "unlabelled"
     assert base.snapshot_id is None and base.members == [] and base.windows == []
 
 
