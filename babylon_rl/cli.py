@@ -12,6 +12,9 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from babylon_rl.bench.commands import app as bench_app
+from babylon_rl.commands.checkpoints import app as checkpoints_app
+from babylon_rl.commands.forget import forget
+from babylon_rl.commands.lineage import lineage
 from babylon_rl.commands.outcomes import app as outcomes_app
 from babylon_rl.commands.publish import publish
 from babylon_rl.commands.recording import app as recording_app
@@ -44,6 +47,9 @@ app = typer.Typer(
 db_app = typer.Typer(help="The embedded PostgreSQL server and the schema.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
 app.add_typer(bench_app, name="bench")
+app.add_typer(checkpoints_app, name="checkpoints")
+app.command("forget")(forget)
+app.command("lineage")(lineage)
 app.add_typer(outcomes_app, name="outcomes")
 app.command("publish")(publish)
 app.add_typer(recording_app, name="recording")

@@ -33,6 +33,7 @@ from babylon_rl.serving.process import running_endpoint
 from babylon_rl.settings import Settings
 from babylon_rl.training.alarm_log import exploration_for, response_at, standing_checkpoints
 from babylon_rl.training.base_models import prepare_base_model
+from babylon_rl.training.checkpoint_store import exists, is_remote, local_folder
 from babylon_rl.training.runs import (
     Checkpoint,
     TrainingRun,
@@ -131,15 +132,23 @@ def recent_enough(last: str) -> None:
 
 
 class Player:
-    """Plays a run's windows against one endpoint and records them; what is already recorded is not played again."""
+    """Plays a run's windows against one endpoint and records them; what is already recorded is not played again.
+
+    `home`: where weights are cached whose store is a URL.
+    """
 
     def __init__(
-        self, database: Database, recorder: Recorder, served: ServedEndpoint, run: TrainingRun, stage: Stage
+        self, database: Database, recorder: Recorder, served: ServedEndpoint, run: TrainingRun, stage: Stage, home: Path
     ) -> None:
         schedule = schedule_of(run)
         assert schedule is not None
         self.database, self.recorder, self.served, self.run = database, recorder, served, run
-        self.schedule, self.stage = schedule, stage
+        self.schedule, self.stage, self.home = schedule, stage, home
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Have the endpoint serve the checkpoint too; the base model it serves as it is."""
+        if checkpoint.path is not None:
+            self.served.load(checkpoint.checkpoint_id, str(local_folder(checkpoint, self.home)))
 
     def train(self, window_ids: Sequence[str], checkpoint: Checkpoint, title: str) -> None:
         """Play one round's training windows with the checkpoint, with the round's exploration."""
@@ -210,7 +219,7 @@ def run_demo(settings: Settings, database: Database, seed: int, plan: Plan, stag
         Recorder(database, spool) as recorder,
         running_endpoint(base_folder, base, settings.device, settings.threads) as served,
     ):
-        player = Player(database, recorder, served, run, stage)
+        player = Player(database, recorder, served, run, stage, settings.home)
         materializer = Materializer(database, stage)
         _train(player, materializer)
         _evaluate(player)
@@ -226,16 +235,21 @@ def run_demo(settings: Settings, database: Database, seed: int, plan: Plan, stag
 
 
 def require_files(database: Database, run: TrainingRun) -> None:
-    """TrainingError where the database knows checkpoints of the run whose files are gone."""
+    """TrainingError where the database knows checkpoints of the run whose files are gone, and nobody deleted them."""
     with database.connect() as connection:
-        folders = [Path(c.path) for c in list_checkpoints(connection, run.training_run) if c.path is not None]
-    gone = [folder for folder in folders if not (folder / "adapter_config.json").is_file()]
+        checkpoints = list_checkpoints(connection, run.training_run)
+    folders = [c.path for c in checkpoints if c.path is not None and c.state != "deleted"]
+    gone = [folder for folder in folders if not _complete(folder)]
     if gone:
         raise TrainingError(
             f"The database {redacted(database.url)} knows {len(folders)} checkpoints of this demo, and the files of "
             f"{len(gone)} of them are gone, such as {gone[0]}. Put them back, or begin anew with another seed "
             "(SEED=2) or in another database."
         )
+
+
+def _complete(place: str) -> bool:
+    return exists(place) if is_remote(place) else (Path(place) / "adapter_config.json").is_file()
 
 
 def _train(player: Player, materializer: Materializer) -> None:
@@ -246,8 +260,7 @@ def _train(player: Player, materializer: Materializer) -> None:
     for number, start in enumerate(range(0, len(planned), size), start=1):
         windows = planned[start : start + size]
         current = _latest(player.database, run, windows[0])
-        if current.path is not None:
-            player.served.load(current.checkpoint_id, current.path)
+        player.load(current)
         player.train(windows, current, f"round {number}: play")
         materializer.materialize(windows[0], windows[-1], f"round {number}: materialize and train")
         with player.database.connect() as connection:
@@ -284,8 +297,7 @@ def _evaluate(player: Player) -> None:
         )
     checkpoints = [c for c in checkpoints if c.step == 0 or 2 * c.step >= last]
     for checkpoint in checkpoints:
-        if checkpoint.path is not None:
-            player.served.load(checkpoint.checkpoint_id, checkpoint.path)
+        player.load(checkpoint)
         player.evaluate("validation", checkpoint, f"validate checkpoint {checkpoint.step} of {last}")
     with database.connect() as connection:
         chosen = candidate_of(connection, run, player.schedule)

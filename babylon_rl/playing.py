@@ -18,6 +18,7 @@ from babylon_rl.recording.recorder import Recorder
 from babylon_rl.serving.process import running_endpoint
 from babylon_rl.settings import Settings
 from babylon_rl.training.base_models import prepare_base_model
+from babylon_rl.training.checkpoint_store import check_base, local_folder, refuse_deleted
 from babylon_rl.training.runs import (
     base_checkpoint,
     load_checkpoint,
@@ -39,9 +40,17 @@ def served_checkpoint(settings: Settings, checkpoint: str) -> tuple[Path, str, d
             checkpoint = row["to_checkpoint"]
         found = load_checkpoint(connection, checkpoint)
         run = load_run(connection, found.training_run)
+    refuse_deleted(found)
+    if found.inference_name is not None and found.path is None:
+        raise ServingError(
+            f"A service serves {found.checkpoint_id} already: ask {found.inference_url} for {found.inference_name}."
+        )
     folder = prepare_base_model(found.base_model, settings.home, run.seed if run else 0, corpus())
     base = base_checkpoint(found.training_run)
-    return folder, base, {found.checkpoint_id: found.path} if found.path else {}
+    if found.path is None:
+        return folder, base, {}
+    check_base(found, folder, settings.home)
+    return folder, base, {found.checkpoint_id: str(local_folder(found, settings.home))}
 
 
 def play_command(

@@ -9,8 +9,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "babylon_rl"
 
 # The data's way; a room may import itself and those before it.
 ROOMS = (
-    *("errors", "settings", "windows", "pricing", "database", "recording", "outcomes", "readiness", "scoring"),
-    *("groups", "training", "serving", "market", "evaluation", "staleness", "plans", "reporting", "defs"),
+    *("errors", "settings", "code_version", "windows", "pricing", "database", "recording", "outcomes"),
+    *("readiness", "scoring", "groups", "training", "serving", "market", "evaluation", "staleness", "plans"),
+    *("reporting", "defs"),
     *("definitions", "materializing", "loop", "playing", "launching", "console", "bench", "desk", "commands", "cli"),
 )
 SHELL = ROOMS[ROOMS.index("defs") :]

@@ -6,7 +6,7 @@ import pandas as pd
 from babylon_rl.database.window_rows import WindowRows
 from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
-from babylon_rl.defs.metadata.data import groups_metadata
+from babylon_rl.defs.metadata.data import groups_described
 from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import window_ids
 from babylon_rl.defs.resources import DatabaseResource
@@ -43,5 +43,8 @@ def art_groups(
     judge_calibration: pd.DataFrame,
 ) -> dg.Output[WindowRows]:
     opened = database.open()
-    rows = group_windows(opened, window_ids(context), windows, scored_trajectories, judge_calibration, get_settings())
-    return written(context, opened, rows, groups_metadata)
+    wanted = window_ids(context)
+    rows = group_windows(opened, wanted, windows, scored_trajectories, judge_calibration, get_settings())
+    with opened.connect() as connection:
+        describe = groups_described(connection, wanted)
+    return written(context, opened, rows, describe)

@@ -10,7 +10,7 @@ from babylon_rl.database.connect import Database
 from babylon_rl.database.window_rows import WindowRows
 from babylon_rl.defs.declarations import declared
 from babylon_rl.defs.failures import typed_failures
-from babylon_rl.defs.metadata.models import checkpoints_metadata
+from babylon_rl.defs.metadata.models import checkpoints_described
 from babylon_rl.defs.output import written
 from babylon_rl.defs.partitions import window_ids
 from babylon_rl.defs.publishing import publish_finished, with_metadata
@@ -63,7 +63,7 @@ def trained_checkpoints(
         rows = update_checkpoints(opened, get_settings(), window_ids(context), launch, keep)
     finally:  # an update that failed is told too
         published = publish_finished(context.log, opened)
-    return with_metadata(written(context, opened, rows, checkpoints_metadata), published)
+    return with_metadata(written(context, opened, rows, checkpoints_described(opened)), published)
 
 
 def launcher(context: dg.AssetExecutionContext, client: dg.PipesSubprocessClient, database: Database) -> Launch:

@@ -1,6 +1,5 @@
 """Promotion by a person: on the evidence of a stored evaluation, or against it with a reason."""
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,8 +11,8 @@ from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import checkpoint_evaluations
 from babylon_rl.errors import ServingError, SettingsError
 from babylon_rl.evaluation.compare import INFO, PROMOTE
+from babylon_rl.training.checkpoint_store import stored_digest
 from babylon_rl.training.runs import Checkpoint, base_checkpoint, load_checkpoint, promote, promoted
-from babylon_rl.training.trainer import weights_digest
 
 
 class Promoted(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,10 +59,12 @@ def promote_checkpoint(
 def _check_weights(checkpoint: Checkpoint) -> None:
     """ServingError where the checkpoint cannot be served."""
     if checkpoint.state == "deleted":
-        raise ServingError(f"{checkpoint.checkpoint_id} was deleted. Promote another; `babylon-rl status` counts them.")
-    if checkpoint.path is None:  # the base model itself
+        raise ServingError(
+            f"{checkpoint.checkpoint_id} was deleted. Promote another; `babylon-rl checkpoints` lists them."
+        )
+    if checkpoint.path is None:  # the base model itself, or weights that a service keeps
         return
-    if weights_digest(Path(checkpoint.path)) != checkpoint.weights_sha256:
+    if stored_digest(checkpoint.path) != checkpoint.weights_sha256:
         raise ServingError(
             f"The weights in {checkpoint.path} are not those of {checkpoint.checkpoint_id}: their hash differs. Remove "
             f"the folder and materialize trained_checkpoints of {checkpoint.last_window} to make them again."

@@ -192,13 +192,14 @@ def _finished(ours: psycopg.Connection) -> list[Trained]:
     with ours.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(
             """SELECT coalesce(c.training_run, parent.training_run) AS training_run,
-                   c.checkpoint_id, c.path, c.state AS checkpoint_state, c.metrics, c.created_at AS trained_at,
+                   c.checkpoint_id, coalesce(c.path, c.inference_name) AS path, c.state AS checkpoint_state, c.metrics,
+                   c.created_at AS trained_at,
                    a.job_id, a.snapshot_id, a.state, a.error, a.created_at AS started_at, a.finished_at,
                    coalesce(c.base_model, parent.base_model) AS base_model, s.window_ids,
                    coalesce(r.schedule <> '{}' AND NOT jsonb_exists(r.schedule, 'batches'), false) AS simulated,
                    (SELECT max(p.promoted_at) FROM babylon_rl.promotions p
                     WHERE p.to_checkpoint = c.checkpoint_id) AS promoted_at
-               FROM (SELECT * FROM babylon_rl.checkpoints WHERE step > 0 AND path IS NOT NULL) c
+               FROM (SELECT * FROM babylon_rl.checkpoints WHERE step > 0) c
                FULL JOIN (SELECT * FROM babylon_rl.training_attempts WHERE state IN ('done', 'failed')) a
                    ON a.snapshot_id = c.snapshot_id AND a.parent_id = c.parent_id
                LEFT JOIN babylon_rl.checkpoints parent ON parent.checkpoint_id = a.parent_id

@@ -136,13 +136,15 @@ def run_of_window(connection: psycopg.Connection, window_id: str) -> TrainingRun
 
 
 def save_checkpoint(connection: psycopg.Connection, checkpoint: Checkpoint) -> None:
-    """Store a checkpoint; one of that id that is already there stays as it is."""
+    """Store a checkpoint; one of that id stays as it is, but that one whose weights were deleted has them again."""
     connection.execute(
         """INSERT INTO babylon_rl.checkpoints (checkpoint_id, training_run, parent_id, snapshot_id, base_model, step,
            path, weights_sha256, last_window, metrics, state, backend, base_sha256, tokenizer_sha256, inference_url,
            inference_name, code_version)
            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-           ON CONFLICT (checkpoint_id) DO NOTHING""",
+           ON CONFLICT (checkpoint_id) DO UPDATE SET (path, weights_sha256, state, code_version, deleted_at)
+               = (excluded.path, excluded.weights_sha256, excluded.state, excluded.code_version, NULL)
+               WHERE checkpoints.state = 'deleted'""",
         (
             checkpoint.checkpoint_id,
             checkpoint.training_run,
@@ -207,6 +209,8 @@ def promote(
     before = served["to_checkpoint"] if served else None
     if before == checkpoint_id:
         return False
+    if load_checkpoint(connection, checkpoint_id).state == "deleted":
+        raise TrainingError(f"The weights of {checkpoint_id} were deleted; promote another checkpoint.")
     booked = connection.execute(
         """INSERT INTO babylon_rl.promotions (training_run, from_checkpoint, to_checkpoint, who, why, evidence)
            SELECT %(run)s, %(before)s, %(to)s, %(who)s, %(why)s, %(evidence)s WHERE %(again)s OR NOT EXISTS (

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import psycopg
 
-from babylon_rl import __version__
+from babylon_rl.code_version import code_version
 from babylon_rl.database.connect import Database
 from babylon_rl.database.tables import trained_checkpoints
 from babylon_rl.database.window_rows import OF_THE_WHOLE, WindowError, WindowRows, waiting_for, write_rows
@@ -30,9 +30,10 @@ from babylon_rl.training.admission import without_refused
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.batches import batch_ending
+from babylon_rl.training.checkpoint_store import check_base, keep, local_folder, refuse_deleted, take_up, working_folder
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
 from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
-from babylon_rl.training.trainer import TrainerRequest, TrainerResult, finished
+from babylon_rl.training.trainer import TrainerRequest, TrainerResult
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
 DATA = ("windows", "market_outcomes", "scored_trajectories", "judge_calibration", "art_groups")
@@ -153,6 +154,7 @@ def _update(
             save_alarms(connection, run, window_id, checked.rows)
             state = load_checkpoint(connection, checked.response.checkpoint)
             return {**_row(window_id, run, state, _answer(checked)), "metrics": checked.as_metrics(), **looked_at}
+        refuse_deleted(parent)
         try:
             snapshot = _snapshot_of(connection, settings, run, parent, window_id, windows, rows, failed)
         except TrainingError as error:
@@ -160,10 +162,10 @@ def _update(
             reason = f"{_answer(checked)}. {error}" if checked.rows else str(error)
             return {**_row(window_id, run, parent, reason), "metrics": checked.as_metrics(), **looked_at}
         job_id = _open_job(connection, run, parent, snapshot)
-    request = _request(settings, run, parent, snapshot)
     try:
+        request = _request(settings, run, parent, snapshot)
         # A window that is materialized again starts no process for what is trained already.
-        result = finished(request) or launch(request)
+        result = keep(settings, request, take_up(settings, request) or launch(request))
     except BaseException as error:
         with database.connect() as connection:
             _close_job(connection, job_id, "failed", None, f"{type(error).__name__}: {error}")
@@ -306,14 +308,17 @@ def _row(window_id: str, run: TrainingRun | None, state: Checkpoint | None, reas
 
 def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot: SnapshotHeader) -> TrainerRequest:
     checkpoint_id = f"{run.training_run}@{parent.step + 1}-{_job_digest(parent, snapshot, run)[:8]}"
+    base_folder = _tokenizer_folder(settings, run)
+    if base_folder is not None and run.backend != "wandb":
+        check_base(parent, base_folder, settings.home)
     return TrainerRequest(
         checkpoint_id=checkpoint_id,
         snapshot_id=snapshot.snapshot_id,
         parent_id=parent.checkpoint_id,
-        parent_folder=parent.path,
+        parent_folder=str(local_folder(parent, settings.home)) if parent.path else None,
         parent_step=parent.step,
-        base_folder=str(_tokenizer_folder(settings, run) or ""),
-        folder=str(Path(settings.home) / "checkpoints" / checkpoint_id),
+        base_folder=str(base_folder or ""),
+        folder=str(working_folder(settings, checkpoint_id)),
         recipe=run.recipe,
         device=settings.device,
         threads=settings.threads,
@@ -382,6 +387,6 @@ def _book(
             tokenizer_sha256=result.tokenizer_sha256,
             inference_url=result.inference_url,
             inference_name=result.inference_name,
-            code_version=__version__,
+            code_version=code_version(),
         ),
     )

@@ -2,6 +2,7 @@
 
 import math
 import re
+from datetime import UTC, datetime
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -10,10 +11,12 @@ import pytest
 from dagster._serdes import serialize_value
 
 from babylon_rl.defs.metadata.data import groups_metadata, outcomes_metadata, windows_metadata
-from babylon_rl.defs.metadata.models import checkpoints_metadata, evaluations_metadata
+from babylon_rl.defs.metadata.models import MadeOf, checkpoints_metadata, evaluations_metadata
 from babylon_rl.defs.metadata.plots import INLINE, bars, curves, intervals
 from babylon_rl.defs.metadata.scores import scores_metadata
 from babylon_rl.defs.metadata.tables import LONGEST_CELL, MOST_ROWS, counted, figures, table
+from babylon_rl.training.ancestry import Ancestor, Counted
+from babylon_rl.windows import shift_window
 
 WINDOW = "2025-01-15T10:00"
 EVENT_BYTES = 10_000
@@ -310,6 +313,42 @@ def test_an_update_shows_its_parent_its_windows_its_curves_and_its_batch():
     assert records(found["alarms"])[0]["response"] == "step_back"
     assert (found["share SELL"], found["step"], found["groups trained"]) == (0.97, 1, 2)
     assert checkpoints_metadata(WINDOW, [update_row(health=health, alarms=[])])["alarms"].text == "No alarm."
+
+
+def ancestor(checkpoint_id: str, **fields) -> Ancestor:
+    known = {
+        "checkpoint_id": checkpoint_id, "training_run": "run", "parent_id": "run@0", "step": 1, "state": "ready",
+        "base_model": "tiny", "backend": "torch", "job_id": "j" * 64, "remote_job_id": None, "snapshot_id": "s" * 64,
+        "windows": [WINDOW], "members": [Counted(label="on_policy", loss="importance_weighted", members=40, agents=4)],
+        "weights_sha256": "w" * 64, "base_sha256": "b" * 64, "tokenizer_sha256": None, "code_version": "0.1.0 abc",
+        "snapshot_code": None, "path": "s3://bucket/run@2", "inference_name": None, "inference_url": None,
+        "last_window": WINDOW, "made": datetime(2025, 1, 1, tzinfo=UTC), "promoted": False,
+    }  # fmt: skip
+    return Ancestor(**{**known, **fields})
+
+
+def test_an_update_shows_what_it_was_made_of_with_links_to_its_parent_and_its_groups():
+    windows = {shift_window(WINDOW, n): {"on_policy": 3, "stale(1)": 1} for n in range(200)}
+    made_of = MadeOf(ancestor("run@2", step=2), ancestor("run@1"), windows)
+    found = checkpoints_metadata(WINDOW, [update_row()], made_of)
+    assert found["parent"].value == f"[run@1](/assets/trained_checkpoints?view=partitions&partition={WINDOW})"
+    assert (found["snapshot"], found["job"], found["weights"]) == ("s" * 64, "j" * 12, "w" * 12)
+    assert found["members by label"] == "40 on_policy (importance_weighted)" and "tokenizer" not in found
+    table = found["made of"].value
+    assert (
+        f"| [{WINDOW}](/assets/art_groups?view=partitions&partition={WINDOW}) | 4 | 3 on_policy, 1 stale(1) |" in table
+    )
+    assert "194 more windows; all: `babylon-rl lineage run@2 --trajectories`" in table and len(table) < INLINE
+    start = ancestor("run@0", last_window=None)
+    first = checkpoints_metadata(WINDOW, [update_row()], MadeOf(ancestor("run@1"), start, {}))
+    assert first["parent"] == "run@0"
+    assert size(checkpoints_metadata(WINDOW, [update_row(32)], made_of)) < EVENT_BYTES
+
+
+def test_a_group_that_is_materialized_again_names_the_checkpoints_that_are_trained_on_it():
+    found = groups_metadata(WINDOW, [group_row(2)], [(f"run@{n}", WINDOW) for n in range(1, 10)])["trained into"].value
+    assert found.startswith("[run@1](/assets/trained_checkpoints?") and found.endswith(", 3 more")
+    assert "trained into" not in groups_metadata(WINDOW, [group_row(2)])
 
 
 def test_an_hour_without_an_update_says_why_and_has_no_curves():

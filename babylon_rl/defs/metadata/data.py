@@ -1,17 +1,23 @@
 """What a person sees of one window of a data asset. Each function takes the window's rows, which may be none."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import dagster as dg
+import psycopg
+
 from babylon_rl.defs.metadata.plots import bars
-from babylon_rl.defs.metadata.stages import this_window
+from babylon_rl.defs.metadata.stages import link, this_window
 from babylon_rl.defs.metadata.tables import Rows, cell, counted, differing, dollars, figures, table
+from babylon_rl.defs.metadata.windows import Describe
+from babylon_rl.training.ancestry import trained_into
 
 NO_ROW = {"status": "no row", "reason": "the window was not computed in this run"}
 COUNTS = ("agents", "recorded", "usable", "trainable", "rejected", "misnamed")
 OUTCOME = ("instrument", "open", "close", "change", "outcome", "settled", "source")
 MEMBER = ("agent_id", "reward", "baseline", "advantage", "answer")
 ALARM = ("kind", "detail", "value", "limit")
+MOST_TRAINED = 6  # checkpoints that are named
 LEFT_OUT = ("agent_id", "reason", "trajectory_id")
 
 
@@ -63,7 +69,13 @@ def outcomes_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
     }
 
 
-def groups_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
+def groups_described(connection: psycopg.Connection, window_ids: Sequence[str]) -> Describe:
+    """`groups_metadata` with the checkpoints that are trained on each window by now."""
+    trained = trained_into(connection, window_ids)
+    return lambda window_id, rows: groups_metadata(window_id, rows, trained.get(window_id, ()))
+
+
+def groups_metadata(window_id: str, rows: Rows, trained: Sequence[tuple[str, str]] = ()) -> Mapping[str, Any]:
     """The group's members with their baselines and advantages, who was left out and why, and what the window shows."""
     if not rows:
         return dict(NO_ROW)
@@ -80,6 +92,10 @@ def groups_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
         found["advantage by agent"] = bars(
             "advantage by agent", [(member["agent_id"], member["advantage"]) for member in members], "{:+.2g}"
         )
+    if trained:
+        named = [link("trained_checkpoints", ended, checkpoint) for checkpoint, ended in trained[:MOST_TRAINED]]
+        more = [f"{len(trained) - MOST_TRAINED} more"] if len(trained) > MOST_TRAINED else []
+        found["trained into"] = dg.MetadataValue.md(", ".join([*named, *more]))
     found["left out"] = table(left_out, LEFT_OUT) if left_out else "nobody"
     reasons = counted(str(one["reason"]).partition(":")[0] for one in left_out)
     return {

@@ -1,21 +1,51 @@
 """What a person sees of one hour of a model asset: the update that ended there, or the evaluation."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 
+from babylon_rl.database.connect import Database
 from babylon_rl.defs.metadata.data import NO_ROW
 from babylon_rl.defs.metadata.plots import curves, intervals
 from babylon_rl.defs.metadata.stages import link, this_window
 from babylon_rl.defs.metadata.tables import Rows, cell, counted, differing, dollars, figures, table
+from babylon_rl.defs.metadata.windows import Describe
+from babylon_rl.training.ancestry import Ancestor, chain, members_by_window
 
 STEP = ("loss", "entropy", "ratio", "grad_norm")  # of an optimizer step; others follow as the trainer reports them
 ALARM = ("window_id", "kind", "value", "limit_value", "detail", "response", "back_to", "exploration")
 COMPARISON = ("baseline", "effect", "low", "high", "candidate_pnl", "baseline_pnl", "decision")
 
 
-def checkpoints_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
+MOST_WINDOWS = 6  # of a snapshot, with a link each: so many stand inline
+
+
+class MadeOf(NamedTuple):
+    """What an update's checkpoint was made of: itself and its parent, and its members by window and label."""
+
+    own: Ancestor
+    parent: Ancestor | None
+    windows: Mapping[str, Mapping[str, int]]
+
+
+def checkpoints_described(database: Database) -> Describe:
+    """`checkpoints_metadata` with what the database knows of the updates' checkpoints."""
+
+    def describe(window_id: str, rows: Rows) -> Mapping[str, Any]:
+        made_of = None
+        if rows and rows[0]["updated"]:
+            with database.connect() as connection:
+                line = chain(connection, rows[0]["checkpoint_id"], most=2)
+                if line and line[0].snapshot_id is not None:
+                    windows = members_by_window(connection, line[0].snapshot_id)
+                    made_of = MadeOf(line[0], line[1] if len(line) > 1 else None, windows)
+        return checkpoints_metadata(window_id, rows, made_of)
+
+    return describe
+
+
+def checkpoints_metadata(window_id: str, rows: Rows, made_of: MadeOf | None = None) -> Mapping[str, Any]:
     """The state after the hour; of an update its parent, snapshot, curves, and what its batch looked like."""
     if not rows:
         return dict(NO_ROW)
@@ -33,6 +63,8 @@ def checkpoints_metadata(window_id: str, rows: Rows) -> Mapping[str, Any]:
     if "alarms" in metrics:
         found["alarms"] = alarms_table(metrics["alarms"])
     found |= _steps(metrics.get("steps") or [])
+    if made_of is not None:
+        found |= _lineage(made_of)
     return {
         **found,
         **figures({"step": row["step"], "groups trained": row["groups_trained"]}),
@@ -50,6 +82,40 @@ def _trained_on(digests: Mapping[str, str] | None) -> dict[str, Any]:
     first, last = min(digests), max(digests)
     windows = f"{len(digests)} windows, {link('art_groups', first, first)} to {link('art_groups', last, last)}"
     return {"trained on": dg.MetadataValue.md(windows)}
+
+
+def _lineage(made_of: MadeOf) -> dict[str, Any]:
+    """Where the checkpoint comes from, with links, and where it is."""
+    own, parent = made_of.own, made_of.parent
+    members = ", ".join(f"{one.members} {one.label} ({one.loss})" for one in own.members)
+    known = {
+        "backend": own.backend,
+        "job": own.job_id and own.job_id[:12],
+        "members by label": members,
+        "weights": own.weights_sha256 and own.weights_sha256[:12],
+        "base model": " ".join(filter(None, (own.base_model, (own.base_sha256 or "")[:12]))),
+        "tokenizer": own.tokenizer_sha256 and own.tokenizer_sha256[:12],
+        "code": own.code_version,
+        "kept in": own.path,
+        "served as": own.inference_name and f"{own.inference_name} at {own.inference_url}",
+    }
+    found: dict[str, Any] = {"snapshot": own.snapshot_id}
+    if parent is not None and parent.last_window is not None:
+        text = link("trained_checkpoints", parent.last_window, parent.checkpoint_id)
+        found["parent"] = dg.MetadataValue.md(text)
+    found["made of"] = dg.MetadataValue.md(_windows_table(own.checkpoint_id, made_of.windows))
+    return found | {name: cell(value) for name, value in known.items() if value}
+
+
+def _windows_table(checkpoint_id: str, windows: Mapping[str, Mapping[str, int]]) -> str:
+    """A Markdown table of the first windows with a link each, and the command that tells all."""
+    lines = ["| window | members | by label |", "|---|---|---|"]
+    for window in sorted(windows)[:MOST_WINDOWS]:
+        labels = windows[window]
+        said = ", ".join(f"{count} {label}" for label, count in labels.items())
+        lines.append(f"| {link('art_groups', window, window)} | {sum(labels.values())} | {said} |")
+    more = f"{len(windows) - MOST_WINDOWS} more windows; all: " if len(windows) > MOST_WINDOWS else ""
+    return "\n".join([*lines, "", f"{more}`babylon-rl lineage {checkpoint_id} --trajectories`"])
 
 
 def _steps(steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
