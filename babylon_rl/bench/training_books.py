@@ -97,9 +97,7 @@ def submission_key(model_id: str, trajectory_groups: list[dict[str, Any]]) -> st
     return f"{model_id}:{hashlib.sha256(msgspec.json.encode(trajectory_groups, order='sorted')).hexdigest()}"
 
 
-def make_job(
-    job_id: str, model_id: str, key: str, sequences: int, fault: Fault, timeline: Timeline, now: float
-) -> Job:
+def make_job(job_id: str, model_id: str, key: str, sequences: int, fault: Fault, timeline: Timeline, now: float) -> Job:
     """The job of a submission that is accepted now."""
     accepted_at = now + fault.accepted_after
     started = accepted_at + timeline.start

@@ -15,7 +15,7 @@ FOR_EVER = float("inf")
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A request as a script sees it. `number`: of its kind, from 0; `key`, `attempt` (from 0): of a submission alone."""
+    """A request as a script sees it. `number`: of its kind, from 0; `key`, `attempt` from 0: of a submission alone."""
 
     kind: Literal["register", "checkpoints", "delete_checkpoints", "submit", "job", "events", "delete_model"]
     number: int

@@ -183,8 +183,10 @@ def training_service(
 
     try:
         run(service.start())
-        yield service
-        run(service.stop())
+        try:
+            yield service
+        finally:
+            run(service.stop())
     finally:
         service.loop.call_soon_threadsafe(service.loop.stop)
         thread.join(30)
