@@ -25,11 +25,11 @@ from babylon_rl.training.backends.hosted_service import (
     Unsure,
     closing,
     events_of,
+    opened_service,
     patiently,
     question,
     step_of,
     submit,
-    training_service,
 )
 from babylon_rl.training.backends.submission import Submission, cost_refused, prepare_submission
 from babylon_rl.training.ledger import Job
@@ -53,14 +53,14 @@ def train_hosted(request: TrainerRequest, database: Database, settings: Settings
         job = ledger.load_job(connection, request.job_id)
     if job.state == "done":
         return result_of(job)
-    with working_on(database, request.job_id) as connection, training_service(settings) as remote:
+    with working_on(database, request.job_id) as connection, opened_service(settings) as remote:
         job = asyncio.run(closing(remote, _attempt(remote, connection, request, settings, report)))
     return result_of(job)
 
 
 def settle(database: Database, settings: Settings, job_id: str, actor: str) -> Job:
     """Compare the remote model's step with the job's, now: adopted where it advanced by one, else as it was."""
-    with working_on(database, job_id) as connection, training_service(settings) as remote:
+    with working_on(database, job_id) as connection, opened_service(settings) as remote:
 
         async def look() -> Job:
             job = ledger.load_job(connection, job_id)

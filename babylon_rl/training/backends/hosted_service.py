@@ -54,7 +54,7 @@ class Unsure(Exception):
 
 
 @contextlib.contextmanager
-def training_service(settings: Settings) -> Iterator[Remote]:
+def opened_service(settings: Settings) -> Iterator[Remote]:
     """The service through ART's client, with the user's environment kept away from its libraries.
 
     WANDB_API_KEY in the environment would start a run of W&B; litellm asks the network at import; ART reads a .env.
