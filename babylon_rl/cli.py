@@ -10,6 +10,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from babylon_rl.bench.commands import app as bench_app
+from babylon_rl.commands.jobs import app as jobs_app
 from babylon_rl.commands.outcomes import app as outcomes_app
 from babylon_rl.commands.publish import publish
 from babylon_rl.commands.recording import app as recording_app
@@ -38,6 +39,7 @@ app = typer.Typer(
 db_app = typer.Typer(help="The embedded PostgreSQL server and the schema.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
 app.add_typer(bench_app, name="bench")
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(outcomes_app, name="outcomes")
 app.command("publish")(publish)
 app.add_typer(recording_app, name="recording")

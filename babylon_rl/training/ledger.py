@@ -120,6 +120,43 @@ def held_jobs(connection: psycopg.Connection, parent_id: str) -> list[Job]:
     return _jobs(connection, _ON_PARENT, (parent_id, list(HOSTED)))
 
 
+def windows_of_job(connection: psycopg.Connection, job: Job) -> list[str]:
+    """Windows that the job's snapshot holds, in order."""
+    found = connection.execute(
+        "SELECT window_ids FROM babylon_rl.snapshots WHERE snapshot_id = %s", (job.snapshot_id,)
+    ).fetchone()
+    return sorted(found[0]) if found else []
+
+
+def what_to_do(job: Job) -> str:
+    """Where the job stands, for a person, with the command that goes on from there."""
+    short, why = job.job_id[:12], job.error or "no error is known"
+    match job.state:
+        case "in_doubt":
+            return (
+                f"Job {short} is in doubt: {why}. It is not sent again by itself. `babylon-rl jobs settle {short}` "
+                "compares the model's step again; with --not-trained it books your word that it never ran."
+            )
+        case "failed" if job.hosted:
+            return (
+                f"Job {short} failed at the service: {why}. The parent stays. `babylon-rl jobs retry {short}` has it "
+                "submitted once more."
+            )
+        case "cancelled" if job.hosted:
+            return f"Job {short} was cancelled. `babylon-rl jobs retry {short}` has it submitted."
+        case "failed" | "cancelled":
+            return f"Job {short} is {job.state}: {why}. Computing trained_checkpoints of its windows takes it up."
+        case "written":
+            said = f" {job.error}" if job.error else ""
+            return f"Job {short} is written down.{said} Computing trained_checkpoints of its windows begins it."
+        case "done":
+            return f"Job {short} is done."
+    return (
+        f"Job {short} is {job.state}. Where no process works on it, computing trained_checkpoints of its windows goes "
+        f"on with it{', and nothing is sent twice' if job.hosted else ''}."
+    )
+
+
 def moves_of(connection: psycopg.Connection, job_id: str) -> list[dict[str, Any]]:
     """The job's moves as they were booked, the first one first."""
     with connection.cursor(row_factory=dict_row) as cursor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import TrainingError
 from babylon_rl.training.backends.hosted import result_of
-from babylon_rl.training.ledger import begin_local, failed, is_hosted, load_job
+from babylon_rl.training.ledger import begin_local, failed, is_hosted, load_job, what_to_do
 from babylon_rl.training.locks import working_on
 from babylon_rl.training.trainer import TrainerRequest, TrainerResult, finished
 
@@ -29,7 +29,7 @@ def trained(database: Database, request: TrainerRequest, launch: Launch) -> Iter
     with working_on(database, request.job_id) as connection:
         job = begin_local(connection, request.job_id)
         if job.state not in ("running", "done"):
-            raise TrainingError(f"Job {job.job_id[:12]} is {job.state}: {job.error}.")
+            raise TrainingError(what_to_do(job))
         try:
             yield finished(request) or launch(request)
         except BaseException as error:

@@ -169,27 +169,8 @@ async def take_up(
         if step == job.step_before + 1:
             job = ledger.done(connection, job_id, step)
     if job.state != "done":
-        raise TrainingError(told(job))
+        raise TrainingError(ledger.what_to_do(job))
     return job
-
-
-def told(job: Job) -> str:
-    """What a person is told of a job that is not done, with the command that goes on from there."""
-    short = job.job_id[:12]
-    match job.state:
-        case "in_doubt":
-            return (
-                f"Job {short} is in doubt: {job.error}. It is not sent again by itself. `babylon-rl jobs settle "
-                f"{short}` compares the model's step again; with --not-trained it books your word that it never ran."
-            )
-        case "failed":
-            return (
-                f"Job {short} failed at the service: {job.error}. The parent stays. `babylon-rl jobs retry {short}` "
-                "has it submitted once more."
-            )
-        case "cancelled":
-            return f"Job {short} was cancelled. `babylon-rl jobs retry {short}` has it submitted."
-    return f"Job {short} is {job.state}: {job.error or 'no error is known'}."
 
 
 async def _submit(
