@@ -39,7 +39,7 @@ from babylon_rl.training.backends.hosted_service import opened_service
 FAULTY = 0.7  # share of the submissions that meet a fault
 ASKED_WRONG = 0.02  # share of the questions that do
 SPEED = 100.0  # seconds of the service's clock in one of the wall
-DEADLINE, POLL = 6.0, 0.1  # seconds of the wall; a job without a fault takes 0.06
+DEADLINE, POLL = 6.0, 0.4  # seconds of the wall; a job without a fault takes 0.06
 
 
 class Submissions(msgspec.Struct, frozen=True, kw_only=True):
