@@ -96,11 +96,17 @@ class Submissions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_submissions(
-    jobs: int, seed: int, say: Callable[[str], None], workers: int = 3, lanes: int = 9, jobs_a_kill: int = 20
+    jobs: int,
+    seed: int,
+    say: Callable[[str], None],
+    workers: int = 3,
+    lanes: int = 9,
+    jobs_a_kill: int = 20,
+    deadline: float = DEADLINE,
 ) -> Submissions:
     """Submit so many jobs (rounded up to whole chains), on a server of its own."""
     with scratch_server() as (_, database):
-        return submit_to_the_end(database, jobs, seed, say, workers, lanes, jobs_a_kill)
+        return submit_to_the_end(database, jobs, seed, say, workers, lanes, jobs_a_kill, deadline)
 
 
 def submit_to_the_end(
@@ -111,6 +117,7 @@ def submit_to_the_end(
     workers: int,
     lanes: int,
     jobs_a_kill: int,
+    deadline: float,
 ) -> Submissions:
     """The jobs on a migrated database, by that many processes, and what the service's books say of them."""
     chains = max(1, min(100, jobs // 10))
@@ -118,7 +125,7 @@ def submit_to_the_end(
     database.engine().dispose()  # children must not share its connections
     began = time.monotonic()
     with service_process(seed) as (url, ask):
-        settings = settings_of(url, API_KEY, DEADLINE, POLL)
+        settings = settings_of(url, API_KEY, deadline, POLL)
         crew = Crew(database, settings, work, seed)
         killed = crew.work_off(workers, jobs_a_kill, lambda: say(_standing(database, work)))
         seconds = time.monotonic() - began
