@@ -1,13 +1,12 @@
 """From trainable groups to checkpoints, window by window: when an update is due, and its one job in the ledger.
 
 An update is due at every `windows_per_update`-th window of a run's training range and consumes the groups since the
-last one. In a run without an end it is due once as many new groups have gathered. The job is written down before it
-starts; a second attempt finds it and never trains twice. A batch that raises an alarm may be answered by a step back
-instead of an update.
+last one. In a run without an end it is due once as many new groups have gathered. Its job is in the ledger before it
+starts (`ledger`); a second attempt finds it and never trains twice. A batch that raises an alarm may be answered by a
+step back instead of an update.
 """
 
 import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,15 +29,15 @@ from babylon_rl.training.admission import without_refused
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.batches import batch_ending
-from babylon_rl.training.checkpoint_store import check_base, keep, local_folder, refuse_deleted, take_up, working_folder
+from babylon_rl.training.checkpoint_store import check_base, local_folder, refuse_deleted, working_folder
+from babylon_rl.training.ledger import done, is_hosted, job_id_of, open_job
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
 from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
 from babylon_rl.training.trainer import TrainerRequest, TrainerResult
+from babylon_rl.training.working import Launch, trained
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
 DATA = ("windows", "market_outcomes", "scored_trajectories", "judge_calibration", "art_groups")
-
-Launch = Callable[[TrainerRequest], TrainerResult]
 
 
 def update_checkpoints(
@@ -161,19 +160,14 @@ def _update(
             save_alarms(connection, run, window_id, checked.rows)
             reason = f"{_answer(checked)}. {error}" if checked.rows else str(error)
             return {**_row(window_id, run, parent, reason), "metrics": checked.as_metrics(), **looked_at}
-        job_id = _open_job(connection, run, parent, snapshot)
-    try:
-        request = _request(settings, run, parent, snapshot)
-        # A window that is materialized again starts no process for what is trained already.
-        result = keep(settings, request, take_up(settings, request) or launch(request))
-    except BaseException as error:
-        with database.connect() as connection:
-            _close_job(connection, job_id, "failed", None, f"{type(error).__name__}: {error}")
-        raise
-    with database.connect() as connection:
+        digest = run.recipe.digest()
+        open_job(connection, snapshot.snapshot_id, parent.checkpoint_id, digest, run.backend, parent.step)
+    request = _request(settings, run, parent, snapshot)
+    with trained(database, settings, request, launch) as result, database.connect() as connection:
         _book(connection, run, parent, snapshot, request, result, window_id)
         save_alarms(connection, run, window_id, checked.rows)
-        _close_job(connection, job_id, "done", parent.step + 1, None)
+        if not is_hosted(run.backend):
+            done(connection, request.job_id, parent.step + 1)
         checkpoint = load_checkpoint(connection, request.checkpoint_id)
     left_out = len(windows) - snapshot.groups
     return {
@@ -250,13 +244,6 @@ def _snapshot_of(
     )
 
 
-def _tokenizer_folder(settings: Settings, run: TrainingRun) -> Path | None:
-    """Folder of the base model, or of what is known of a service's; None where that is nothing."""
-    if run.backend == "wandb":
-        return settings.wandb_tokenizer
-    return prepare_base_model(run.base_model, settings.home, run.seed)
-
-
 def _trainable(
     connection: psycopg.Connection,
     sources: dict[str, Source],
@@ -277,6 +264,13 @@ def _trainable(
             if gone:
                 refused[whole.window_id] = gone
             yield group
+
+
+def _tokenizer_folder(settings: Settings, run: TrainingRun) -> Path | None:
+    """Folder of the base model, or of what is known of a service's; None where that is nothing."""
+    if is_hosted(run.backend):
+        return settings.wandb_tokenizer
+    return prepare_base_model(run.base_model, settings.home, run.seed)
 
 
 def _answer(checked: Checked) -> str:
@@ -307,9 +301,10 @@ def _row(window_id: str, run: TrainingRun | None, state: Checkpoint | None, reas
 
 
 def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot: SnapshotHeader) -> TrainerRequest:
-    checkpoint_id = f"{run.training_run}@{parent.step + 1}-{_job_digest(parent, snapshot, run)[:8]}"
+    job_id = job_id_of(parent.checkpoint_id, snapshot.snapshot_id, run.recipe.digest())
+    checkpoint_id = f"{run.training_run}@{parent.step + 1}-{job_id[:8]}"
     base_folder = _tokenizer_folder(settings, run)
-    if base_folder is not None and run.backend != "wandb":
+    if base_folder is not None and not is_hosted(run.backend):
         check_base(parent, base_folder, settings.home)
     return TrainerRequest(
         checkpoint_id=checkpoint_id,
@@ -323,39 +318,9 @@ def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot:
         device=settings.device,
         threads=settings.threads,
         backend=run.backend,
-        job_id=_job_digest(parent, snapshot, run),
+        job_id=job_id,
         training_run=run.training_run,
         base_model=run.base_model,
-    )
-
-
-def _job_digest(parent: Checkpoint, snapshot: SnapshotHeader, run: TrainingRun) -> str:
-    text = f"{parent.checkpoint_id}\n{snapshot.snapshot_id}\n{run.recipe.digest()}"
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _open_job(connection: psycopg.Connection, run: TrainingRun, parent: Checkpoint, snapshot: SnapshotHeader) -> str:
-    """Write the job down, or take up the one that an earlier attempt left."""
-    job_id = _job_digest(parent, snapshot, run)
-    connection.execute(
-        """INSERT INTO babylon_rl.training_attempts
-           (job_id, snapshot_id, parent_id, settings_digest, backend, state, step_before)
-           VALUES (%s, %s, %s, %s, %s, 'written', %s)
-           ON CONFLICT (job_id) DO UPDATE SET state = 'written', error = NULL, finished_at = NULL
-           WHERE training_attempts.state IN ('failed', 'cancelled')""",
-        (job_id, snapshot.snapshot_id, parent.checkpoint_id, run.recipe.digest(), run.backend, parent.step),
-    )
-    connection.execute(
-        "UPDATE babylon_rl.training_attempts SET state = 'running' WHERE job_id = %s AND state = 'written'", (job_id,)
-    )
-    return job_id
-
-
-def _close_job(connection: psycopg.Connection, job_id: str, state: str, step: int | None, error: str | None) -> None:
-    connection.execute(
-        """UPDATE babylon_rl.training_attempts SET state = %s, step_after = %s, error = %s, finished_at = now()
-           WHERE job_id = %s AND state <> 'done'""",
-        (state, step, error, job_id),
     )
 
 
