@@ -29,6 +29,7 @@ from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, s
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
 from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
+from babylon_rl.training.tracking import track
 from babylon_rl.training.trainer import TrainerRequest, TrainerResult, finished
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
@@ -166,6 +167,7 @@ def _update(
         save_alarms(connection, run, window_id, checked.rows)
         _close_job(connection, job_id, "done", parent.step + 1, None)
         checkpoint = load_checkpoint(connection, request.checkpoint_id)
+    track(database, settings, run, checkpoint, result, Path(request.folder))
     left_out = len(windows) - len(snapshot.groups)
     return {
         **_row(window_id, run, checkpoint, f"update over {len(snapshot.groups)} of {len(windows)} windows"),
