@@ -35,6 +35,12 @@ log = logging.getLogger(__name__)
 INIT_TIMEOUT, FINISH_TIMEOUT, TIMEOUT = 20, 60, 120
 MOST_WINDOWS = 10_000  # rows of the table of windows
 LONGEST_SAID = 300
+# Of the environment, in upper case: where programs and certificates are, how the network is reached, wandb's server.
+ENVIRONMENT = {
+    *("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+    *("SYSTEMROOT", "WANDB_BASE_URL"),
+}
 
 
 def track(
@@ -194,10 +200,8 @@ def _attempt(said: dict[str, Any], home: Path, key: str) -> dict[str, Any]:
 
 
 def _environment(home: Path, key: str) -> dict[str, str]:
-    """This process's environment without what a user set for wandb, but for another server's address; with the key."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    if "WANDB_BASE_URL" in os.environ:
-        kept["WANDB_BASE_URL"] = os.environ["WANDB_BASE_URL"]
+    """What that process needs of this one's environment, wandb's folders, and the key; no password and no other key."""
+    kept = {name: value for name, value in os.environ.items() if name.upper() in ENVIRONMENT}
     places = {name: str(home) for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")}
     asked = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
     return {**kept, **places, **asked, **({"WANDB_API_KEY": key} if key else {})}

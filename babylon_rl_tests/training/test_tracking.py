@@ -76,16 +76,33 @@ def rounds(database, tmp_path: Path) -> Rounds:
 
 
 @pytest.fixture
-def no_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Puts a module in wandb's place, for the process that imports it."""
+    package = tmp_path / "instead" / "wandb"
+    package.mkdir(parents=True)
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    return (package / "__init__.py").write_text
 
-    def put(source: str) -> None:
-        package = tmp_path / "instead" / "wandb"
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text(source)
-        monkeypatch.setenv("PYTHONPATH", str(package.parent))
 
-    return put
+# What telling needs of the library.
+WORKING = """
+class Settings:
+    def __init__(self, **k): 0
+class Table(Settings): 0
+class Artifact(Settings):
+    def add_file(self, *a, **k): 0
+class Run:
+    summary = {}
+    def log(self, *a, **k): 0
+    def log_artifact(self, *a, **k): 0
+    def finish(self): 0
+def init(**k): return Run()
+"""
+
+
+def told(folder: Path) -> list[str]:
+    """State of each checkpoint that is remembered as told."""
+    return [json.loads(path.read_text())["state"] for path in folder.glob("tracking/told/*.json")]
 
 
 def texts_of(rounds: Rounds, snapshot_id: str) -> set[str]:
@@ -104,7 +121,9 @@ def played(rounds: Rounds, number: int, checkpoint: str, verbs: tuple[str, ...] 
 
 
 def test_two_updates_are_one_run_with_a_step_each_and_nothing_of_it_is_a_text(rounds, tmp_path):
-    first = played(rounds, 1, "run@0")
+    rounds.play(1, MIXED, "run@0")
+    plant(rounds.database, rounds.windows(1)[1:], ALL_HOLD, ["run@0"] * 8, 0.1)
+    first = rounds.update(1)
     second = played(rounds, 2, first["checkpoint_id"])
     rounds.update(2)  # the same update again
     kept = Kept(tmp_path / "tracking")
@@ -115,12 +134,16 @@ def test_two_updates_are_one_run_with_a_step_each_and_nothing_of_it_is_a_text(ro
     assert config["recipe"]["windows_per_update"] == 2 and config["seed"] == 0 and config["backend"] == "torch"
     assert config["base_model"] == tmp_path.name and config["code_version"]
 
-    assert kept.rows[0]["update/loss"] == 0.1 and kept.rows[0]["update/windows"] == 2
-    windows = kept.table(0, "windows")
+    assert kept.rows[0]["update/loss"] == 0.1 and kept.rows[1]["update/windows"] == 2
+    windows = kept.table(1, "windows")
     assert windows["columns"] == ["window", "members", "reward_mean", "reward_sd"]
-    assert [row[0] for row in windows["data"]] == rounds.windows(1)
+    assert [row[0] for row in windows["data"]] == rounds.windows(2)
     assert all(row[1] == 8 and row[3] > 0 for row in windows["data"])
     assert kept.table(1, "optimizer_steps")["data"] == [[1, 0.0, 1.0, 0.5, 0.1, 1.0]]
+
+    assert kept.rows[0]["update/windows"] == first["groups_trained"] == 1
+    left_out = dict(kept.table(0, "left_out")["data"])
+    assert sum(left_out.values()) == kept.rows[0]["update/left_out"] > 0
 
     assert [(a.type, a.name) for a in kept.artifacts] == [("lora", "run"), ("lora", "run")]
     assert json.loads(kept.artifacts[1].metadata) == {
@@ -133,16 +156,6 @@ def test_two_updates_are_one_run_with_a_step_each_and_nothing_of_it_is_a_text(ro
     assert [entry.path for entry in kept.artifacts[0].manifest.contents] == ["adapter_model.safetensors"]
     said = kept.bytes()
     assert not [text for text in texts_of(rounds, second["snapshot_id"]) if text.encode() in said]
-
-
-def test_windows_that_are_left_out_are_counted_by_reason(rounds, tmp_path):
-    rounds.play(1, MIXED, "run@0")
-    plant(rounds.database, rounds.windows(1)[1:], ALL_HOLD, ["run@0"] * 8, 0.1)
-    row = rounds.update(1)
-    kept = Kept(tmp_path / "tracking")
-    assert kept.rows[0]["update/windows"] == row["groups_trained"] == 1
-    left_out = dict(kept.table(0, "left_out")["data"])
-    assert sum(left_out.values()) == kept.rows[0]["update/left_out"] > 0
 
 
 def test_a_service_that_is_not_reached_leaves_files_and_one_warning_and_the_key_nowhere(
@@ -169,9 +182,9 @@ def test_a_service_that_is_not_reached_leaves_files_and_one_warning_and_the_key_
     ],
 )
 def test_wandb_that_is_missing_hangs_or_crashes_is_one_warning_and_the_update_stands(
-    rounds, no_wandb, monkeypatch, caplog, source, said
+    rounds, instead, monkeypatch, caplog, source, said
 ):
-    no_wandb(source)
+    instead(source)
     monkeypatch.setattr(tracking, "TIMEOUT", 1)
     caplog.set_level(logging.WARNING)
     row = played(rounds, 1, "run@0")
@@ -179,24 +192,21 @@ def test_wandb_that_is_missing_hangs_or_crashes_is_one_warning_and_the_update_st
     assert len(caplog.records) == 1 and said in caplog.text and "The update itself is complete" in caplog.text
 
 
-def test_what_failed_before_it_was_logged_is_told_by_the_next_attempt(rounds, no_wandb, monkeypatch, tmp_path):
-    no_wandb("raise ImportError")
+def test_what_failed_before_it_was_logged_is_told_by_the_next_attempt(rounds, instead, tmp_path):
+    instead("raise ImportError")
     played(rounds, 1, "run@0")
-    monkeypatch.delenv("PYTHONPATH")
-    assert not list(tmp_path.glob("tracking/told/*.json"))
+    assert not told(tmp_path)
+    instead(WORKING)
     rounds.update(1)
-    assert [row["_step"] for row in Kept(tmp_path / "tracking").rows] == [1]
+    assert told(tmp_path) == ["told"]
 
 
-def test_an_attempt_that_died_while_it_told_is_a_gap_and_not_the_same_step_twice(rounds, no_wandb, tmp_path):
-    no_wandb(
-        "class Settings:\n def __init__(self, **k): 0\n"
-        "class Table:\n def __init__(self, **k): 0\n"
-        "class Run:\n def log(self, *a, **k): raise SystemExit\n"
-        "def init(**k): return Run()"
-    )
+def test_an_attempt_that_died_while_it_told_is_a_gap_and_not_the_same_step_twice(rounds, instead, tmp_path, caplog):
+    instead(WORKING.replace("def log(self, *a, **k): 0", "def log(self, *a, **k): raise SystemExit"))
     played(rounds, 1, "run@0")
-    assert len(list(tmp_path.glob("tracking/told/*.json"))) == 1
+    instead("raise ImportError")  # would be a second warning
+    rounds.update(1)
+    assert len(told(tmp_path)) == 1 and len(caplog.records) == 1
 
 
 def test_a_full_disk_is_a_warning_too(rounds, monkeypatch, caplog):
@@ -214,12 +224,15 @@ def test_switched_off_nothing_is_written_and_no_process_starts(rounds, tmp_path,
     assert not (tmp_path / "tracking").exists()
 
 
-def test_the_key_goes_by_the_environment_alone_and_no_other_setting_of_wandb_does(monkeypatch, tmp_path):
+def test_of_the_environment_wandb_gets_its_own_key_and_no_other_secret(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "a-users-own")
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://user:password@host/db")
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
     assert "WANDB_API_KEY" not in tracking._environment(tmp_path, "")
     given = tracking._environment(tmp_path, KEY)
-    assert given["WANDB_API_KEY"] == KEY and "WANDB_MODE" not in given
+    assert given["WANDB_API_KEY"] == KEY and given["PATH"]
+    assert not {"WANDB_MODE", "DATABASE_URL", "OPENAI_API_KEY"} & set(given)
     assert all(given[name] == str(tmp_path) for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"))
 
 
