@@ -61,6 +61,7 @@ def start(said: dict[str, Any], mode: Literal["online", "offline"]) -> Any:
             init_timeout=init_timeout,
             finish_timeout=finish_timeout,
             silent=True,
+            symlink=False,
             console="off",
             host="-",
             program="babylon_rl",
