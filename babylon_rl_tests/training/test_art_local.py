@@ -22,7 +22,6 @@ from babylon_rl_tests.training.batches import sampled_groups
 RECIPE = Recipe(
     windows_per_update=2,
     minibatches=1,
-    warmup_steps=0,
     advantages="leave_one_out",
     balanced_answers=None,
     learning_rate=0.01,

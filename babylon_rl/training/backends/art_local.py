@@ -115,13 +115,15 @@ def _runtime_installed() -> bool:
 
 
 def refuse_recipe(recipe: Recipe) -> None:
-    """TrainingError where the recipe asks for what ART's trainer does not do; it would be left out without a word."""
+    """TrainingError where the recipe asks for what ART's trainer does not do; it would be left out without a word.
+
+    The first steps' warm-up, which every recipe has, is left out: ART's rate is the same from the first step.
+    """
     wrong = {
         f'advantages="{recipe.advantages}"': recipe.advantages != LEAVE_ONE_OUT,
         "balanced_answers": recipe.balanced_answers is not None,
         "entropy_coefficient": recipe.entropy_coefficient != 0,
         "epochs": recipe.epochs != 1,
-        "warmup_steps": recipe.warmup_steps > 1,
         "decay_steps": recipe.decay_steps != 0,
     }
     if any(wrong.values()):
