@@ -40,6 +40,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):
         if of_the_user(name):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("BABYLON_RL_TRACKING", "off")  # a second and a process for each update
     get_settings.cache_clear()
     yield
     get_settings.cache_clear()

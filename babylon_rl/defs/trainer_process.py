@@ -10,6 +10,7 @@ from dagster_pipes import open_dagster_pipes
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import BabylonError
 from babylon_rl.settings import get_settings
+from babylon_rl.training.backends.art_contract import explanation
 from babylon_rl.training.backends.seam import train_on
 from babylon_rl.training.trainer import TrainerRequest
 
@@ -37,6 +38,12 @@ def main() -> None:
                 result = train_on(request.backend)(request, database, get_settings(), report)
         except BabylonError as error:
             pipes.report_custom_message({"error": str(error)})
+        except Exception as error:
+            # Another ART than the pinned one fails anywhere; then its version is the message, and not a stack trace.
+            said = explanation()
+            if said is None:
+                raise
+            pipes.report_custom_message({"error": f"{said} ({type(error).__name__}: {error})"})
         else:
             pipes.report_custom_message({"result": msgspec.to_builtins(result)})
 

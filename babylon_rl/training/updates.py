@@ -33,6 +33,7 @@ from babylon_rl.training.checkpoint_store import check_base, local_folder, refus
 from babylon_rl.training.ledger import done, is_hosted, job_id_of, open_job
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
 from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
+from babylon_rl.training.tracking import track
 from babylon_rl.training.trainer import TrainerRequest, TrainerResult
 from babylon_rl.training.working import Launch, trained
 from babylon_rl.windows import parse_window_id, shift_window, window_range
@@ -169,6 +170,7 @@ def _update(
         if not is_hosted(run.backend):
             done(connection, request.job_id, parent.step + 1)
         checkpoint = load_checkpoint(connection, request.checkpoint_id)
+    track(database, settings, run, checkpoint, result, Path(request.folder))
     left_out = len(windows) - snapshot.groups
     return {
         **_row(window_id, run, checkpoint, f"update over {snapshot.groups} of {len(windows)} windows"),

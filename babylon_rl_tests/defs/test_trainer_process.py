@@ -1,6 +1,7 @@
 """The trainer's process: what it says went wrong reaches the run, and the database's password reaches nothing."""
 
 import dagster as dg
+import msgspec
 import psycopg
 import pytest
 from sqlalchemy.engine import make_url
@@ -8,8 +9,10 @@ from sqlalchemy.engine import make_url
 from babylon_rl.database.connect import Database
 from babylon_rl.database.urls import libpq_url
 from babylon_rl.defs import trained_checkpoints as module
+from babylon_rl.defs import trainer_process
 from babylon_rl.defs.failures import typed_failures
 from babylon_rl.defs.trained_checkpoints import launcher
+from babylon_rl.training.backends import art_contract
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.updates import TrainerRequest
 
@@ -72,3 +75,44 @@ def test_a_trainer_that_ends_well_and_says_nothing_is_a_failure_too(
 ):
     monkeypatch.setattr(module.sys, "executable", "/bin/true")
     assert "without a result" in description(launch(instance, database, request_of_nothing))
+
+
+class Pipes:
+    """What the trainer's process is given by Dagster Pipes, and what it reports."""
+
+    def __init__(self, request: TrainerRequest) -> None:
+        self.request, self.messages, self.log = request, [], None
+
+    def __enter__(self) -> "Pipes":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def get_extra(self, name: str) -> dict:
+        return msgspec.to_builtins(self.request)
+
+    def report_custom_message(self, message: dict) -> None:
+        self.messages.append(message)
+
+
+@pytest.mark.parametrize("installed", ["0.5.18", "0.5.19"])
+def test_an_art_that_moved_is_the_message_of_what_failed_by_it(monkeypatch, request_of_nothing, installed):
+    def fails(*given):
+        raise TypeError("create() got an unexpected keyword argument")
+
+    pipes = Pipes(request_of_nothing)
+    monkeypatch.setenv(trainer_process.DATABASE_VARIABLE, "postgresql://nowhere")
+    monkeypatch.setenv(trainer_process.EMBEDDED_VARIABLE, "")
+    monkeypatch.setattr(trainer_process, "open_dagster_pipes", lambda: pipes)
+    monkeypatch.setattr(trainer_process, "train_on", lambda backend: fails)
+    monkeypatch.setattr(art_contract, "version", lambda package: installed)
+    monkeypatch.setattr(art_contract, "CONTRACT", art_contract.CONTRACT[:1])  # the version, which needs no import
+    if installed == art_contract.VERSION:
+        with pytest.raises(TypeError):
+            trainer_process.main()
+        assert not pipes.messages
+    else:
+        trainer_process.main()
+        (message,) = pipes.messages
+        assert "ART 0.5.19 is installed" in message["error"] and "unexpected keyword" in message["error"]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import SettingsError
 from babylon_rl.settings import Settings
+from babylon_rl.training.backends.art_local import train_art_local
 from babylon_rl.training.backends.hosted import train_hosted
 from babylon_rl.training.trainer import Report, TrainerRequest, TrainerResult, train_update
 
@@ -25,6 +26,8 @@ def train_on(backend: str) -> Train:
         return _torch
     if backend == "wandb":
         return train_hosted
+    if backend == "art-local":
+        return train_art_local
     raise SettingsError(f"There is no training backend {backend!r}; TRAINING_BACKEND is torch, wandb or art-local.")
 
 
