@@ -15,6 +15,10 @@ import msgspec
 from babylon_rl.groups.trained_view import Decision, Group, Member
 from babylon_rl.training.chat_tokens import ChatTokens, ControlTokensError, control_texts_of
 
+# Effective sample size, as a share of the answers drawn, below which importance ratios no longer correct for the policy
+# that drew them: a tenth of the batch would decide the step.
+ESS_FLOOR = 0.1
+
 PROMPT_TOO_LONG, CONTROL_TOKENS = "prompt_too_long", "control_tokens"
 
 
