@@ -1,4 +1,4 @@
-"""A small batch for the tests of training, sampled from a policy on simulated prompts with made-up rewards; its update."""
+"""A small batch for the tests of training: sampled from a policy, with made-up rewards; and the update on it."""
 
 import random
 from collections.abc import Callable
