@@ -125,10 +125,10 @@ def _work(url: str, case: Case) -> tuple[int, list[float]]:
         seconds.append(time.monotonic() - begun)
         if written != rows.frame["usable"].sum():
             raise AssertionError(f"{written} rows were scored and {rows.frame['usable'].sum()} are usable")
-    return _peak_bytes(), seconds
+    return peak_bytes(), seconds
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Most memory that this process ever held."""
     status = Path("/proc/self/status")
     if status.exists():

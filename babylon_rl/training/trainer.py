@@ -23,8 +23,6 @@ from babylon_rl.training.recipe import Recipe
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 MANIFEST_FILE = "manifest.json"
-# Modules of this folder that an update's numbers depend on, besides the backend's own.
-NUMERICAL = ("policy", "packing", "choices", "chat_tokens", "recipe")
 
 Report = Callable[[dict[str, float]], None]
 
@@ -142,9 +140,7 @@ def request_key(request: TrainerRequest) -> str:
     """
     own = {"snapshot_id", "parent_id", "parent_folder", "parent_step", "base_folder", "recipe", "device", "threads"}
     asked = {name: value for name, value in msgspec.to_builtins(request).items() if name in own}
-    here = Path(__file__).parent
-    sources = [*sorted((here / "backends" / "torch").glob("*.py")), *(here / f"{name}.py" for name in NUMERICAL)]
-    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
+    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(__file__).parent.rglob("*.py"))]
     versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "openpipe-art")]
     text = json.dumps([asked, code, versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
