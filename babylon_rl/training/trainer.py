@@ -64,6 +64,13 @@ class TrainerResult(msgspec.Struct, frozen=True, kw_only=True):
     step: int | None = None
 
 
+class _Manifest(msgspec.Struct, frozen=True):
+    """What lies in a checkpoint's folder: what was asked for, and what it is."""
+
+    request: TrainerRequest
+    result: TrainerResult
+
+
 def train_update(request: TrainerRequest, database: Database, report: Report) -> TrainerResult:
     """Make the update, or hand out the one that is already there. TrainingError and ModelError say how to mend.
 
@@ -159,13 +166,14 @@ def finished(request: TrainerRequest) -> TrainerResult | None:
     folder = Path(request.folder)
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
-        stored = json.loads(manifest.read_text())
-        earlier = msgspec.convert(stored["request"], TrainerRequest)
+        try:
+            stored = msgspec.json.decode(manifest.read_bytes(), type=_Manifest)
+        except msgspec.DecodeError:  # damaged, and so the checkpoint is made again
+            stored = None
         same = ("snapshot_id", "parent_id", "recipe")
-        if all(getattr(earlier, field) == getattr(request, field) for field in same):
-            result = msgspec.convert(stored["result"], TrainerResult)
-            if weights_digest(folder) == result.weights_sha256:
-                return result
+        if stored and all(getattr(stored.request, field) == getattr(request, field) for field in same):
+            if (folder / WEIGHTS_FILE).is_file() and weights_digest(folder) == stored.result.weights_sha256:
+                return stored.result
     if folder.exists():
         shutil.rmtree(folder)
     return None

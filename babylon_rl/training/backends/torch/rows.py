@@ -115,6 +115,11 @@ class RowMaker:
             raise TrainingError(f"Call {decision.call_id} has no sampled tokens; leave its trajectory out.")
         self._check(decision)
         choices = self._choices(decision)
+        if choices and decision.token_ids not in choices:
+            raise TrainingError(
+                f"The answer of call {decision.call_id} is none of the choices that it was sampled from, in the tokens "
+                "of the base model. Leave its trajectory out, or train it on the model that played."
+            )
         return Answer(decision.prompt_token_ids, decision.token_ids, choices, decision.temperature), decision.logprobs
 
     def _imitated(self, decision: Decision) -> tuple[Answer, list[float]]:
