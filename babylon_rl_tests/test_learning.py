@@ -4,7 +4,6 @@ Without database, Dagster and HTTP, which `test_loop` goes through; every trajec
 into a snapshot as there.
 """
 
-import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +28,10 @@ from babylon_rl.plans import PLANS
 from babylon_rl.recording.window import RecordedWindow, UsableTrajectory
 from babylon_rl.scoring.scorers import score_window
 from babylon_rl.serving.sampler import SampleRequest, sample
-from babylon_rl.training.backend import update
 from babylon_rl.training.base_models import TINY, prepare_base_model
 from babylon_rl.training.policy import Policy, use_threads
 from babylon_rl.windows import shift_window
+from babylon_rl_tests.training.batches import update_on
 
 PLAN = PLANS[TINY]
 WINDOWS, TEST_WINDOWS, AGENTS = PLAN.recipe.windows_per_update, 128, PLAN.agents
@@ -75,7 +74,7 @@ def train(base: Path, parent: Path | None, number: int, seed: int, work: Path) -
     windows = [make_window(seed, "train", number * WINDOWS + index) for index in range(WINDOWS)]
     groups = [group_of(*played) for played in zip(windows, samples(base, parent, windows, seed), strict=True)]
     snapshot = make_snapshot(groups, "run", PLAN.recipe.as_json(), seed)
-    return asyncio.run(update(snapshot, PLAN.recipe, base, parent, number, work, "cpu", lambda _: None)).folder
+    return update_on(snapshot, PLAN.recipe, base, work, parent=parent, step=number).folder
 
 
 def agents_of(window: MarketWindow):

@@ -296,6 +296,24 @@ def bench_injection(
     _show(measure_injection(base, windows, seed, errors.print), as_json)
 
 
+@app.command("trainer-memory")
+def bench_trainer_memory(
+    windows: Annotated[str, typer.Option(help="Numbers of windows, an update each.")] = "50,500",
+    agents: Annotated[int, typer.Option(min=3, help="Agents a window.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the windows and the model.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Peak memory of an update of the tiny model by the number of groups. Exit code 1: it is not flat."""
+    forget_the_applications_variables()
+    from babylon_rl.bench.trainer_memory import measure_trainer_memory
+    from babylon_rl.loop import corpus
+    from babylon_rl.training.base_models import TINY, prepare_base_model
+
+    settings = settings_for(None)
+    base = prepare_base_model(TINY, settings.home, seed, corpus())
+    _show(measure_trainer_memory(base, [int(one) for one in windows.split(",")], agents, seed, errors.print), as_json)
+
+
 def _show(found: Any, as_json: bool) -> NoReturn:
     """Print the figures; exit code 1 where a limit is missed."""
     print(json.dumps(found.as_json()) if as_json else found.table())

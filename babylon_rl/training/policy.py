@@ -61,7 +61,7 @@ class Policy:
     `chat`: tokens of what is said to it; `context`: how many of them prompt and answer may have together.
     """
 
-    def __init__(self, base_folder: Path, device: str = "cpu") -> None:
+    def __init__(self, base_folder: Path, device: str = "cpu", *, precision: str | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging as transformers_logging
@@ -81,7 +81,7 @@ class Policy:
         self.chat = ChatTokens(self.tokenizer)
         self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
         self.device = device
-        self.model.to(device).eval()
+        self.model.to(device, None if precision is None else getattr(torch, precision)).eval()
         self.model.requires_grad_(False)
         self.adapters: list[str] = []
 

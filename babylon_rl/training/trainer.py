@@ -1,21 +1,24 @@
 """The trainer's work: one request in, one checkpoint folder out. Runs in a process of its own.
 
 The result's folder appears by a rename when everything in it is written; a request whose result is already there is
-answered from it, so that a crash between writing and booking costs no second update.
+answered from it, so that a crash between writing and booking costs no second update. What happens until then lies in a
+work folder beside it, which one process at a time holds.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import TrainingError
-from babylon_rl.groups.snapshots import load_snapshot
+from babylon_rl.groups.snapshots import SnapshotHeader, load_header, stream_groups
+from babylon_rl.groups.trained_view import Group
 from babylon_rl.training.recipe import Recipe
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -61,57 +64,93 @@ class TrainerResult(msgspec.Struct, frozen=True, kw_only=True):
     step: int | None = None
 
 
+class _Manifest(msgspec.Struct, frozen=True):
+    """What lies in a checkpoint's folder: what was asked for, and what it is."""
+
+    request: TrainerRequest
+    result: TrainerResult
+
+
 def train_update(request: TrainerRequest, database: Database, report: Report) -> TrainerResult:
-    """Make the update, or hand out the one that is already there. TrainingError and ModelError say how to mend."""
+    """Make the update, or hand out the one that is already there. TrainingError and ModelError say how to mend.
+
+    An attempt that was killed is continued from the state that it left beside the checkpoint's folder.
+    """
     folder = Path(request.folder)
     done = finished(request)
     if done is not None:
         return done
     with database.connect() as connection:
-        snapshot = load_snapshot(connection, request.snapshot_id)
+        header = load_header(connection, request.snapshot_id)
     _stay_local()
-    import asyncio
 
-    from babylon_rl.training.backend import update
+    from babylon_rl.training.backends.torch.resume import sync_folder, work_folder
     from babylon_rl.training.policy import use_threads
 
     use_threads(request.threads)
-    work = folder.with_name(f".{folder.name}.work")
-    shutil.rmtree(work, ignore_errors=True)
-    steps: list[dict[str, float]] = []
-
-    def record(metrics: dict[str, float]) -> None:
-        steps.append(metrics)
-        report({**metrics, "step": float(len(steps)), "of": float(request.recipe.minibatches * request.recipe.epochs)})
-
     try:
-        work.mkdir(parents=True)
-        made = asyncio.run(
-            update(
-                snapshot,
-                request.recipe,
-                Path(request.base_folder),
-                Path(request.parent_folder) if request.parent_folder else None,
-                request.parent_step,
-                work,
-                request.device,
-                record,
-            )
-        )
-        weights = weights_digest(made.folder)
-        metrics = {key: value for key, value in made.metrics.items() if "/" not in key}
-        result = TrainerResult(folder=str(folder), weights_sha256=weights, metrics=metrics, steps=steps)
-        manifest = {"request": msgspec.to_builtins(request), "result": msgspec.to_builtins(result)}
-        (made.folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-        made.folder.rename(folder)
+        with work_folder(folder.with_name(f".{folder.name}.work")) as work:
+            done = finished(request)  # by the attempt that held the folder until now
+            if done is not None:
+                return done
+            made, result = _trained(request, database, header, work, report)
+            manifest = {"request": msgspec.to_builtins(request), "result": msgspec.to_builtins(result)}
+            (made / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+            made.rename(folder)
+            sync_folder(folder.parent)
     except OSError as error:
         raise TrainingError(
             f"The checkpoint could not be written to {folder} ({error}). The parent {request.parent_id} stays; free "
             "some disk space and run the command again."
         ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return result
+
+
+def _trained(
+    request: TrainerRequest, database: Database, header: SnapshotHeader, work: Path, report: Report
+) -> tuple[Path, TrainerResult]:
+    """The checkpoint's folder inside `work`, and what it will be when it has its own name."""
+    from babylon_rl.training.backends.torch.update import Start, update
+
+    def groups() -> Iterator[Group]:
+        with database.connect() as connection:
+            yield from stream_groups(connection, request.snapshot_id)
+
+    def record(metrics: dict[str, float], number: int, of: int) -> None:
+        report({**metrics, "step": float(number), "of": float(of)})
+
+    made = update(
+        header,
+        groups(),
+        request.recipe,
+        Start(
+            base_folder=Path(request.base_folder),
+            parent_folder=Path(request.parent_folder) if request.parent_folder else None,
+            step=request.parent_step,
+            device=request.device,
+        ),
+        work,
+        record,
+        request_key(request),
+    )
+    weights = weights_digest(made.folder)
+    return made.folder, TrainerResult(
+        folder=request.folder, weights_sha256=weights, metrics=made.metrics, steps=made.steps
+    )
+
+
+def request_key(request: TrainerRequest) -> str:
+    """Digest of all that the numbers of an update depend on: its request, and the code and libraries that make it.
+
+    Where it differs, what an earlier attempt left is not continued. Threads are part of it, for float sums depend on
+    their number.
+    """
+    own = {"snapshot_id", "parent_id", "parent_folder", "parent_step", "base_folder", "recipe", "device", "threads"}
+    asked = {name: value for name, value in msgspec.to_builtins(request).items() if name in own}
+    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(__file__).parent.rglob("*.py"))]
+    versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "openpipe-art")]
+    text = json.dumps([asked, code, versions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _stay_local() -> None:
@@ -127,13 +166,14 @@ def finished(request: TrainerRequest) -> TrainerResult | None:
     folder = Path(request.folder)
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
-        stored = json.loads(manifest.read_text())
-        earlier = msgspec.convert(stored["request"], TrainerRequest)
+        try:
+            stored = msgspec.json.decode(manifest.read_bytes(), type=_Manifest)
+        except msgspec.DecodeError:  # damaged, and so the checkpoint is made again
+            stored = None
         same = ("snapshot_id", "parent_id", "recipe")
-        if all(getattr(earlier, field) == getattr(request, field) for field in same):
-            result = msgspec.convert(stored["result"], TrainerResult)
-            if weights_digest(folder) == result.weights_sha256:
-                return result
+        if stored and all(getattr(stored.request, field) == getattr(request, field) for field in same):
+            if (folder / WEIGHTS_FILE).is_file() and weights_digest(folder) == stored.result.weights_sha256:
+                return stored.result
     if folder.exists():
         shutil.rmtree(folder)
     return None

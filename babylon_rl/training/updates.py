@@ -170,7 +170,7 @@ def _update(
         if not is_hosted(run.backend):
             done(connection, request.job_id, parent.step + 1)
         checkpoint = load_checkpoint(connection, request.checkpoint_id)
-    track(database, settings, run, checkpoint, result, Path(request.folder))
+    track(database, settings, run, checkpoint, result, Path(request.folder) if result.folder else None)
     left_out = len(windows) - snapshot.groups
     return {
         **_row(window_id, run, checkpoint, f"update over {snapshot.groups} of {len(windows)} windows"),

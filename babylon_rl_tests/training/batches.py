@@ -1,17 +1,21 @@
-"""A small batch for the tests of training: sampled from a policy on simulated prompts, with made-up rewards."""
+"""A small batch for the tests of training: sampled from a policy, with made-up rewards; and the update on it."""
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
+from babylon_rl.groups.snapshots import Snapshot, SnapshotHeader
 from babylon_rl.groups.trained_view import Decision, Group, Member
 from babylon_rl.market.actions import choices
 from babylon_rl.market.agents import make_agents
 from babylon_rl.market.observation import observation, system_prompt
 from babylon_rl.market.world import make_window
 from babylon_rl.serving.sampler import SampleRequest, sample
+from babylon_rl.training.backends.torch.update import Start, Update, update
 from babylon_rl.training.policy import Policy
+from babylon_rl.training.recipe import Recipe
 
 
 def sample_requests(windows: int, exploration: float = 0.1) -> list[SampleRequest]:
@@ -83,3 +87,47 @@ def sampled_groups(policy: Policy, windows: int, exploration: float = 0.1) -> li
         )
         for w in range(windows)
     ]
+
+
+def in_pairs(group: Group, apart: bool) -> Group:
+    """Half of the members, two as one whose decisions earned half of its reward each, where that is told apart."""
+    half = len(group.members) // 2
+    members = [
+        msgspec.structs.replace(
+            one,
+            decisions=[*one.decisions, *other.decisions],
+            decision_rewards=[one.reward / 2, one.reward / 2] if apart else msgspec.UNSET,
+        )
+        for one, other in zip(group.members[:half:2], group.members[1:half:2], strict=True)
+    ]
+    return msgspec.structs.replace(group, members=[*members, *group.members[half:]])
+
+
+def header_of(snapshot: Snapshot) -> SnapshotHeader:
+    """The header of a snapshot that is in no database."""
+    return SnapshotHeader(
+        snapshot_id=snapshot.snapshot_id,
+        training_run=snapshot.training_run,
+        window_ids=snapshot.window_ids,
+        settings=snapshot.settings,
+        seed=snapshot.seed,
+        left_out=snapshot.left_out,
+        groups=len(snapshot.groups),
+    )
+
+
+def update_on(
+    snapshot: Snapshot,
+    recipe: Recipe,
+    base: Path,
+    work: Path,
+    *,
+    parent: Path | None = None,
+    step: int = 0,
+    report: Callable[[dict[str, float]], object] = lambda _: None,
+    key: str = "",
+) -> Update:
+    """The update on the CPU, without a database."""
+    work.mkdir(parents=True, exist_ok=True)
+    start = Start(base_folder=base, parent_folder=parent, step=step, device="cpu")
+    return update(header_of(snapshot), iter(snapshot.groups), recipe, start, work, lambda m, *_: report(m), key)

@@ -1,6 +1,5 @@
 """The policy and the update on the tiny model: packed equals unpacked, and an update is what its recipe says."""
 
-import asyncio
 from pathlib import Path
 
 import msgspec
@@ -8,12 +7,12 @@ import pytest
 
 from babylon_rl.errors import ModelError, TrainingError
 from babylon_rl.groups.snapshots import make_snapshot
-from babylon_rl.training.backend import opposite_tokens, update
+from babylon_rl.training.backends.torch.rows import opposite_tokens
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.policy import Answer, Policy, use_threads
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.trainer import weights_digest
-from babylon_rl_tests.training.batches import sample_requests, sampled_groups, valued
+from babylon_rl_tests.training.batches import in_pairs, sample_requests, sampled_groups, update_on, valued
 
 RECIPE = Recipe(windows_per_update=4, minibatches=2, lora_layers=2)
 
@@ -85,7 +84,7 @@ def train(tiny: Path, work: Path, recipe: Recipe = RECIPE, parent: Path | None =
     groups = groups or sampled_groups(Policy(tiny), recipe.windows_per_update)
     snapshot = make_snapshot(groups, "run", recipe.as_json(), 0)
     steps: list[dict[str, float]] = []
-    return asyncio.run(update(snapshot, recipe, tiny, parent, step, work, "cpu", steps.append)), steps
+    return update_on(snapshot, recipe, tiny, work, parent=parent, step=step, report=steps.append), steps
 
 
 def test_an_update_is_deterministic_and_reports_each_step(tiny: Path, tmp_path: Path):
@@ -178,8 +177,8 @@ def test_decisions_that_earned_alike_are_trained_as_their_agent_as_a_whole(tiny:
 
     # Of entropy, which has no advantage, each trajectory has the same.
     recipe = msgspec.structs.replace(RECIPE, advantages="leave_one_out", entropy_coefficient=0.0)
-    whole = [_in_pairs(group, apart=False) for group in sampled_groups(Policy(tiny), 4)]
-    apart = [_in_pairs(group, apart=True) for group in sampled_groups(Policy(tiny), 4)]
+    whole = [in_pairs(group, apart=False) for group in sampled_groups(Policy(tiny), 4)]
+    apart = [in_pairs(group, apart=True) for group in sampled_groups(Policy(tiny), 4)]
     (first, _), (second, _) = (
         train(tiny, tmp_path / name, recipe, groups=groups) for name, groups in (("w", whole), ("a", apart))
     )
@@ -188,20 +187,6 @@ def test_decisions_that_earned_alike_are_trained_as_their_agent_as_a_whole(tiny:
     one, other = (load_file(made.folder / "adapter_model.safetensors") for made in (first, second))
     for name, weights in one.items():
         assert torch.allclose(weights, other[name], atol=1e-5)
-
-
-def _in_pairs(group, apart: bool):
-    """Half of the members, two as one whose decisions earned half of its reward each, where that is told apart."""
-    half = len(group.members) // 2
-    members = [
-        msgspec.structs.replace(
-            one,
-            decisions=[*one.decisions, *other.decisions],
-            decision_rewards=[one.reward / 2, one.reward / 2] if apart else msgspec.UNSET,
-        )
-        for one, other in zip(group.members[:half:2], group.members[1:half:2], strict=True)
-    ]
-    return msgspec.structs.replace(group, members=[*members, *group.members[half:]])
 
 
 def test_opposite_tokens_need_exactly_two_different_first_tokens():
@@ -220,7 +205,7 @@ def test_tokens_that_the_chat_template_does_not_reproduce_are_refused(tiny: Path
     groups[0] = msgspec.structs.replace(groups[0], members=[member, *groups[0].members[1:]])
     snapshot = make_snapshot(groups, "run", RECIPE.as_json(), 0)
     with pytest.raises(TrainingError, match="other tokens than were sampled"):
-        asyncio.run(update(snapshot, RECIPE, tiny, None, 0, tmp_path, "cpu", lambda _: None))
+        update_on(snapshot, RECIPE, tiny, tmp_path)
 
 
 def test_a_full_disk_leaves_the_parent_and_no_half_checkpoint(tiny: Path, tmp_path: Path, monkeypatch):

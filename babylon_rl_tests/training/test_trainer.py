@@ -12,7 +12,7 @@ from babylon_rl.errors import TrainingError
 from babylon_rl.groups.snapshots import make_snapshot, save_snapshot
 from babylon_rl.training.policy import Policy
 from babylon_rl.training.recipe import Recipe
-from babylon_rl.training.trainer import TrainerRequest, train_update
+from babylon_rl.training.trainer import MANIFEST_FILE, TrainerRequest, train_update
 from babylon_rl_tests.training.batches import sampled_groups
 
 RECIPE = Recipe(windows_per_update=4, minibatches=2, lora_layers=1)
@@ -50,6 +50,13 @@ def test_a_damaged_checkpoint_is_made_again_with_the_same_weights(database, requ
     weights = Path(first.folder) / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert train_update(request_for, database, lambda _: None).weights_sha256 == first.weights_sha256
+
+
+def test_a_checkpoint_whose_manifest_was_cut_short_is_made_again(database, request_for):
+    first = train_update(request_for, database, lambda _: None)
+    manifest = Path(first.folder) / MANIFEST_FILE
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    assert train_update(request_for, database, lambda _: None) == first
 
 
 def test_an_unknown_snapshot_is_an_error_and_leaves_no_folder(database, request_for):
