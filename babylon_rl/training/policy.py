@@ -49,42 +49,69 @@ class Evaluated:
     opening: "dict[int, torch.Tensor]"
 
 
-def use_threads(threads: int) -> None:
-    """Set torch's threads; 0 means one per core."""
+def use_threads(threads: int) -> int:
+    """Set torch's threads; 0 means one per core. Returns their number."""
     import os
 
     import torch
 
     torch.set_num_threads(threads or os.cpu_count() or 1)
+    return torch.get_num_threads()
+
+
+def resolve_device(device: str) -> str:
+    """`cpu` or `cuda`; auto is cuda where there is one. ModelError where cuda is asked for and is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError("device is cuda and no CUDA device is there; set BABYLON_RL_DEVICE=cpu.")
+    return device
+
+
+def precision_of(precision: str, device: str) -> str | None:
+    """The setting `precision` on a device as `Policy` takes it: bfloat16, or None for float32.
+
+    `auto` is bfloat16 on cuda, and float32 on the CPU: one without instructions for bfloat16 takes many times as long.
+    """
+    if precision == "auto":
+        known = resolve_device(device) if device == "auto" else device
+        precision = "bfloat16" if known.startswith("cuda") else "float32"
+    return None if precision == "float32" else precision
 
 
 class Policy:
     """A base model and its adapters. `select` chooses which of them answers; None is the base model itself.
 
     `chat`: tokens of what is said to it; `context`: how many of them prompt and answer may have together.
+    `precision`: bfloat16, or None for float32, of the base model's weights; adapters have float32 weights, and
+    log-probabilities and entropies are float32, in both. Who samples and who trains has to take the same one.
     """
 
-    def __init__(self, base_folder: Path, device: str = "cpu") -> None:
+    def __init__(self, base_folder: Path, device: str = "cpu", precision: str | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
         register()
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ModelError("device is cuda and no CUDA device is there; set BABYLON_RL_DEVICE=cpu.")
+        device = resolve_device(device)
+        if precision not in (None, "bfloat16"):
+            raise ModelError(f"precision is bfloat16 or none for float32, not {precision!r}.")
+        dtype = torch.float32 if precision is None else torch.bfloat16
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(base_folder)
-            self.model: Any = AutoModelForCausalLM.from_pretrained(base_folder, attn_implementation=TREE_ATTENTION)
+            self.model: Any = AutoModelForCausalLM.from_pretrained(
+                base_folder, attn_implementation=TREE_ATTENTION, dtype=dtype
+            )
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"The base model in {base_folder} cannot be read ({error}). Delete the folder; it is made again."
             ) from None
         self.chat = ChatTokens(self.tokenizer)
         self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
-        self.device = device
+        self.device, self.precision = device, precision
         self.model.to(device).eval()
         self.model.requires_grad_(False)
         self.adapters: list[str] = []
