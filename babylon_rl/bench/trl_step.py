@@ -1,7 +1,7 @@
 """The loss step of TRL's GRPO trainer, run by the Python of a bench environment of its own (`trl_environment`).
 
 A script that imports nothing of this package. It is given a job file, loads model and adapter, and then answers lines:
-`step N` makes the loss step of workload N and says its seconds and its loss, `gradient N FILE` also writes the gradient.
+`step N` makes the loss step of workload N and says its seconds and loss, `gradient N FILE` also writes the gradient.
 """
 
 import json

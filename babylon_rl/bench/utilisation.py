@@ -1,7 +1,7 @@
 """`babylon-rl bench trainer --model-shape …`: our loss step against a plain loop of transformers and peft.
 
-The model has random weights in the shape of a known one. Utilisation is the arithmetic that the step needs over what the
-device does in the same time in one large matrix product, so that it needs no table of cards.
+The model has random weights in the shape of a known one. Utilisation is the arithmetic that the step needs over what
+the device does in the same time in one large matrix product, so that it needs no table of cards.
 """
 
 import statistics
@@ -14,7 +14,16 @@ from typing import Any
 import msgspec
 
 from babylon_rl.bench.pairs import take_turns
-from babylon_rl.bench.trainer import CLIP, OURS, Workload, loss_step, made_answers, perturbed_policy, recorded, trainable
+from babylon_rl.bench.trainer import (
+    CLIP,
+    OURS,
+    Workload,
+    loss_step,
+    made_answers,
+    perturbed_policy,
+    recorded,
+    trainable,
+)
 from babylon_rl.errors import SettingsError
 from babylon_rl.training.policy import Policy
 
@@ -86,8 +95,8 @@ class Utilisation(msgspec.Struct, frozen=True, kw_only=True):
         for name in self.seconds:
             way = self._way(name)
             lines.append(
-                f"{name}: {way['useful_tokens_a_second']:,.0f} useful and {way['tokens_a_second']:,.0f} computed tokens "
-                f"a second, {way['operations_a_second'] / 1e12:.3f} TFLOP/s, {way['utilisation']:.0%} of "
+                f"{name}: {way['useful_tokens_a_second']:,.0f} useful and {way['tokens_a_second']:,.0f} computed "
+                f"tokens a second, {way['operations_a_second'] / 1e12:.3f} TFLOP/s, {way['utilisation']:.0%} of "
                 f"{self.peak / 1e12:.3f} in a matrix product"
             )
         return "\n".join(lines)
@@ -136,7 +145,9 @@ def make_random_model(shape: Shape, folder: Path, seed: int) -> None:
     import torch
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=shape.vocabulary,
@@ -166,9 +177,7 @@ def plain_step(policy: Policy, workload: Workload) -> float:
         parameter.grad = None
     prompts, answers = [a.prompt for a in workload.answers], [a.tokens for a in workload.answers]
     before, after = max(map(len, prompts)), max(map(len, answers))
-    rows = [
-        [0] * (before - len(p)) + p + a + [0] * (after - len(a)) for p, a in zip(prompts, answers, strict=True)
-    ]
+    rows = [[0] * (before - len(p)) + p + a + [0] * (after - len(a)) for p, a in zip(prompts, answers, strict=True)]
     there = [
         [0] * (before - len(p)) + [1] * (len(p) + len(a)) + [0] * (after - len(a))
         for p, a in zip(prompts, answers, strict=True)
@@ -228,5 +237,3 @@ def _name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name() if device != "cpu" else "CPU"
-
-
