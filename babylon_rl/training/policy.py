@@ -19,7 +19,7 @@ from babylon_rl.training.choices import allowed_tokens
 from babylon_rl.training.packing import ROW_TOKENS, PackedRow, pack
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.token_scores import score_among, score_tokens
-from babylon_rl.training.tree_attention import TREE_ATTENTION, attending, register
+from babylon_rl.training.tree_attention import TREE_ATTENTION, attending, no_mask, register
 
 if TYPE_CHECKING:
     import torch
@@ -174,12 +174,10 @@ class Policy:
         causal = self.model.get_base_model() if self.adapters else self.model
         tokens = torch.from_numpy(row.tokens).to(self.device)[None]
         positions = torch.from_numpy(row.positions).to(self.device)[None]
-        # The mask lies in the tree's blocks; this one keeps transformers from making another.
-        nothing = torch.zeros((1, 1, 1, 1), dtype=causal.dtype, device=self.device)
         output = causal.model(
             input_ids=tokens,
             position_ids=positions,
-            attention_mask=nothing,
+            attention_mask=no_mask(causal.dtype, self.device),
             use_cache=False,
             tree=attending(row, causal.dtype, self.device),
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from babylon_rl.errors import ModelError
 from babylon_rl.training.packing import PackedRow
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ def register() -> None:
 
     AttentionInterface.register(TREE_ATTENTION, _attend)
     AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+
+
+def no_mask(dtype: "torch.dtype", device: str) -> "torch.Tensor":
+    """What a model is given as the mask of a packed row, so that it makes none. Not a number: used, it is noticed."""
+    import torch
+
+    return torch.full((1, 1, 1, 1), float("nan"), dtype=dtype, device=device)
 
 
 def attending(row: PackedRow, dtype: "torch.dtype", device: str) -> list[AttendingBlock]:
@@ -71,6 +79,11 @@ def _attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if tree is None:
+        if attention_mask is not None and attention_mask.shape[-1] == 1 < key.shape[2]:
+            raise ModelError(
+                f"{type(module).__name__} is not handed the tree of a packed row, so models of its kind cannot be "
+                "trained here. Take a base model of another architecture (Llama, Qwen2, Qwen3)."
+            )
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     parts = []
     for block in tree:

@@ -153,6 +153,16 @@ def test_layers_below_the_first_adapter_keep_nothing_for_the_way_back(layered: P
     assert tracked == [False, False, True]
 
 
+def test_a_model_that_does_not_hand_on_the_tree_is_refused(layered: Path):
+    policy = Policy(layered)
+    for layer in policy.model.model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, options: (args, {k: v for k, v in options.items() if k != "tree"}), with_kwargs=True
+        )
+    with pytest.raises(ModelError, match="another architecture"):
+        list(policy.evaluate(group_answers(2, 20, 5, 4, False, 2000)))
+
+
 def test_nothing_as_wide_as_the_vocabulary_is_kept_for_free_text(layered: Path):
     import torch
 
