@@ -271,7 +271,7 @@ def bench_trainer(
     seed: Annotated[int, typer.Option(help="Of groups and adapter.")] = 0,
     model: ModelOption = None,
     layers: Annotated[int, typer.Option(min=1, help="Last layers that have LoRA.")] = 12,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16, of the base model's weights.")] = "float32",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto, of the base model's weights.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu: against TRL; cuda: against a plain loop.")] = "cpu",
     model_shape: Annotated[
         str | None, typer.Option(help="0.5b, 1.5b or test: random weights, against a plain loop of transformers.")
@@ -287,13 +287,14 @@ def bench_trainer(
     from babylon_rl.bench.utilisation import measure_utilisation
     from babylon_rl.loop import corpus
     from babylon_rl.training.base_models import prepare_base_model
-    from babylon_rl.training.policy import precision_of, use_threads
+    from babylon_rl.training.policy import precision_of, resolve_device, use_threads
 
     settings = settings_for(None, model)
     threads = use_threads(settings.threads)
-    numbers = precision_of(precision, device)
-    if model_shape is not None or device != "cpu":
-        _show(measure_utilisation(model_shape or "0.5b", device, numbers, layers, pairs, seed, errors.print), as_json)
+    there = resolve_device(device)
+    numbers = precision_of(precision, there)
+    if model_shape is not None or there != "cpu":
+        _show(measure_utilisation(model_shape or "0.5b", there, numbers, layers, pairs, seed, errors.print), as_json)
     base = prepare_base_model(settings.base_model, settings.home, 0, corpus())
     _show(measure_trainer(base, settings.home, threads, pairs, seed, numbers, layers, errors.print), as_json)
 
