@@ -22,7 +22,7 @@ from babylon_rl.console import (
 
 app = typer.Typer(
     help="Measurements: a recipe over seeds, rewards, a judge's guard, Dagster's overhead, the sensor's tick, reading, "
-    "writing, snapshots, faults, submissions of training jobs.",
+    "writing, snapshots, faults, submissions of training jobs, the trainer.",
     no_args_is_help=True,
 )
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]
@@ -312,6 +312,40 @@ def bench_trainer_memory(
     settings = settings_for(None)
     base = prepare_base_model(TINY, settings.home, seed, corpus())
     _show(measure_trainer_memory(base, [int(one) for one in windows.split(",")], agents, seed, errors.print), as_json)
+
+
+@app.command("trainer")
+def bench_trainer(
+    pairs: PairsOption = 5,
+    seed: Annotated[int, typer.Option(help="Of groups and adapter.")] = 0,
+    model: ModelOption = None,
+    layers: Annotated[int, typer.Option(min=1, help="Last layers that have LoRA.")] = 12,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto, of the base model's weights.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu: against TRL; cuda: against a plain loop.")] = "cpu",
+    model_shape: Annotated[
+        str | None, typer.Option(help="0.5b, 1.5b or test: random weights, against a plain loop of transformers.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Useful tokens a second of a loss step, against TRL's on the same model and tokens; TRL is installed on first use.
+
+    With `--model-shape` also the utilisation of the device's arithmetic. Exit code 1: less than 1.5 times TRL's, or
+    the gradients differ.
+    """
+    from babylon_rl.bench.trainer import measure_trainer
+    from babylon_rl.bench.utilisation import measure_utilisation
+    from babylon_rl.loop import corpus
+    from babylon_rl.training.base_models import prepare_base_model
+    from babylon_rl.training.policy import precision_of, resolve_device, use_threads
+
+    settings = settings_for(None, model)
+    threads = use_threads(settings.threads)
+    there = resolve_device(device)
+    numbers = precision_of(precision, there)
+    if model_shape is not None or there != "cpu":
+        _show(measure_utilisation(model_shape or "0.5b", there, numbers, layers, pairs, seed, errors.print), as_json)
+    base = prepare_base_model(settings.base_model, settings.home, 0, corpus())
+    _show(measure_trainer(base, settings.home, threads, pairs, seed, numbers, layers, errors.print), as_json)
 
 
 def _show(found: Any, as_json: bool) -> NoReturn:

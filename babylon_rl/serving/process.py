@@ -91,16 +91,23 @@ def _wait(process: subprocess.Popen, endpoint: Endpoint, output: tempfile._Tempo
 
 
 def serve(
-    base_folder: Path, name: str, host: str, port: int, device: str, threads: int, adapters: Mapping[str, str]
+    base_folder: Path,
+    name: str,
+    host: str,
+    port: int,
+    device: str,
+    threads: int,
+    adapters: Mapping[str, str],
+    precision: str | None = None,
 ) -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted. `precision`: as of `Policy`, and as of the trainer that reads what was sampled here."""
     import uvicorn
 
     from babylon_rl.serving.application import build_application
     from babylon_rl.training.policy import Policy, use_threads
 
     use_threads(threads)
-    policy = Policy(base_folder, device)
+    policy = Policy(base_folder, device, precision)
     for adapter, folder in adapters.items():
         policy.add_adapter(Path(folder), adapter)
     uvicorn.run(build_application(policy, name), host=host, port=port, log_level="warning")
@@ -128,13 +135,23 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--precision", choices=["bfloat16"], help="of the base model's weights; float32 without it")
     parser.add_argument("--adapters", type=json.loads, default={}, help="JSON: name to folder")
     parser.add_argument("--parent-pipe", action="store_true", help="end when standard input is closed")
     options = parser.parse_args()
     if options.parent_pipe:
         _end_with_parent()
     try:
-        serve(options.base, options.name, options.host, options.port, options.device, options.threads, options.adapters)
+        serve(
+            options.base,
+            options.name,
+            options.host,
+            options.port,
+            options.device,
+            options.threads,
+            options.adapters,
+            options.precision,
+        )
     except BabylonError as error:
         sys.exit(str(error))
 

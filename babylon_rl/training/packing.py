@@ -6,15 +6,37 @@ log-probabilities are those of the unpacked sequences up to float rounding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+
+# Most tokens of a row, beyond which even a shared beginning is computed again: the activations of a row that goes
+# backward are held at once (docs/recipe.md, Speed of the trainer).
+ROW_TOKENS = 2048
+# What a row costs beside its tokens, in tokens: a forward pass over few of them takes as long as over some more.
+_A_ROW = 32
+# A row of so many tokens costs twice what its tokens do: attention and memory grow with it. Sequences therefore share a
+# row where they share much, and not where they have the system prompt in common.
+_DOUBLED_AT = 8192
+# Tokens that attend in one call: fewer are not worth a call, more attend in vain to columns that others need.
+_LEAST_BLOCK, _MOST_BLOCK = 64, 128
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring tokens `start` to `end` of a row, and the `columns` that any of them attends to, ascending."""
+
+    start: int
+    end: int
+    columns: np.ndarray
 
 
 @dataclass(frozen=True)
 class PackedRow:
     """A tree of `n` tokens. `members`: indices of the packed sequences; `paths[i]`: nodes of sequence `members[i]`.
 
-    `tokens`, `positions`: int64 (n,). `attends`: bool (n, n), row attends to column.
+    `tokens`, `positions`: int64 (n,). `attends`: bool (n, n), row attends to column. `blocks`: a partition of the rows
+    of `attends`.
     """
 
     members: tuple[int, ...]
@@ -22,29 +44,40 @@ class PackedRow:
     positions: np.ndarray
     attends: np.ndarray
     paths: tuple[np.ndarray, ...]
+    blocks: tuple[Block, ...]
 
 
-def pack(sequences: Sequence[Sequence[int]], max_tokens: int = 512) -> list[PackedRow]:
+def pack(sequences: Sequence[Sequence[int]], max_tokens: int = ROW_TOKENS) -> list[PackedRow]:
     """Rows of at most `max_tokens` tokens (more where one sequence alone is longer).
 
-    Sequences are taken in lexicographic order, which puts those with common beginnings side by side.
+    Lexicographic order puts sequences with common beginnings side by side; of all ways to cut that order into rows the
+    cheapest is taken, where a row of n tokens costs n + n^2 / 8192 + 32.
     """
     order = sorted(range(len(sequences)), key=lambda i: list(sequences[i]))
-    rows: list[PackedRow] = []
-    chunk: list[int] = []
-    size = 0
-    for index in order:
-        added = len(sequences[index])
-        if chunk:
-            added -= _common(sequences[chunk[-1]], sequences[index])
-            if size + added > max_tokens:
-                rows.append(_row(sequences, chunk))
-                chunk, size, added = [], 0, len(sequences[index])
-        chunk.append(index)
-        size += added
-    if chunk:
-        rows.append(_row(sequences, chunk))
-    return rows
+    lengths = [len(sequences[i]) for i in order]
+    common = [0, *(_common(sequences[a], sequences[b]) for a, b in pairwise(order))]
+    cuts = _cheapest_cuts(lengths, common, max_tokens)
+    return [_row(sequences, order[start:end]) for start, end in pairwise(cuts)]
+
+
+def _cheapest_cuts(lengths: Sequence[int], common: Sequence[int], max_tokens: int) -> list[int]:
+    """Where rows begin, and the end. `common[i]`: tokens that sequence i shares with the one before it."""
+    total = len(lengths)
+    costs, following = [0.0] * (total + 1), [total] * total
+    for start in reversed(range(total)):
+        size, end, best = lengths[start], start + 1, float("inf")
+        while True:
+            cost = size + size * size / _DOUBLED_AT + _A_ROW + costs[end]
+            if cost < best:
+                best, following[start] = cost, end
+            if end == total or size + lengths[end] - common[end] > max_tokens:
+                break
+            size, end = size + lengths[end] - common[end], end + 1
+        costs[start] = best
+    cuts = [0]
+    while cuts[-1] < total:
+        cuts.append(following[cuts[-1]])
+    return cuts
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -55,7 +88,7 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def _row(sequences: Sequence[Sequence[int]], chunk: list[int]) -> PackedRow:
+def _row(sequences: Sequence[Sequence[int]], chunk: Sequence[int]) -> PackedRow:
     nodes: dict[tuple[int, int], int] = {}
     tokens: list[int] = []
     parents: list[int] = []
@@ -78,4 +111,15 @@ def _row(sequences: Sequence[Sequence[int]], chunk: list[int]) -> PackedRow:
         if parent >= 0:
             attends[node] = attends[parent]
         attends[node, node] = True
-    return PackedRow(tuple(chunk), np.array(tokens), np.array(depths), attends, tuple(paths))
+    return PackedRow(tuple(chunk), np.array(tokens), np.array(depths), attends, tuple(paths), _blocks(parents, attends))
+
+
+def _blocks(parents: Sequence[int], attends: np.ndarray) -> tuple[Block, ...]:
+    """Cut where the tree branches, for tokens of one branch attend to the same columns."""
+    cuts = [0]
+    for node, parent in enumerate(parents):
+        taken = node - cuts[-1]
+        if taken >= _MOST_BLOCK or (taken >= _LEAST_BLOCK and parent != node - 1):
+            cuts.append(node)
+    cuts.append(len(parents))
+    return tuple(Block(s, e, np.flatnonzero(attends[s:e].any(axis=0))) for s, e in pairwise(cuts))

@@ -39,6 +39,54 @@ def test_a_shared_beginning_is_packed_once(found):
     assert len(row.tokens) == len(prefixes)
 
 
+def group_of(members: int, shared: int, own: int, answer: int) -> list[list[int]]:
+    """Sequences that begin alike, go on with tokens of their own and end in an answer."""
+    return [
+        [*range(shared), *(10_000 * (m + 1) + t for t in range(own)), *(9_000_000 + 100 * m + t for t in range(answer))]
+        for m in range(members)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("members", "shared", "own", "answer"), [(16, 300, 60, 8), (8, 400, 0, 64), (8, 300, 200, 10), (4, 900, 20, 5)]
+)
+def test_the_beginning_of_a_group_of_usual_size_is_computed_once(members, shared, own, answer):
+    rows = pack(group_of(members, shared, own, answer))
+    assert sum(len(row.tokens) for row in rows) == shared + members * (own + answer)
+
+
+def test_all_answers_to_a_prompt_share_it():
+    prompts = group_of(8, 40, 60, 0)
+    answers = [[*prompt, *choice] for prompt in prompts for choice in ([1, 2, 3], [1, 2, 4], [5, 6])]
+    assert sum(len(row.tokens) for row in pack(answers)) == 40 + 8 * (60 + 6)
+
+
+def test_groups_with_little_in_common_get_rows_of_their_own():
+    groups = [[[1] * 15 + [g] * 60 + [m] * 80 for m in range(8)] for g in range(2, 6)]
+    rows = pack([sequence for group in groups for sequence in group])
+    assert [sorted(row.members) for row in rows] == [list(range(8 * g, 8 * g + 8)) for g in range(4)]
+
+
+@given(sequences, st.integers(4, 40))
+def test_no_cut_into_rows_is_cheaper(found, most):
+    def cost(rows):
+        return sum(len(r.tokens) + len(r.tokens) ** 2 / 8192 + 32 for r in rows)
+
+    order = sorted(range(len(found)), key=lambda i: found[i])
+    for cut in range(1, len(order)):
+        parts = [pack([found[i] for i in part], most) for part in (order[:cut], order[cut:])]
+        assert cost(pack(found, most)) <= sum(map(cost, parts)) + 1e-9
+
+
+@given(st.integers(1, 6), st.integers(0, 200), st.integers(0, 90), st.integers(1, 90))
+def test_blocks_partition_the_row_and_hold_all_that_is_attended_to(members, shared, own, answer):
+    for row in pack(group_of(members, shared, own, answer)):
+        assert [b.start for b in row.blocks] == [0, *(b.end for b in row.blocks[:-1])]
+        assert row.blocks[-1].end == len(row.tokens)
+        for block in row.blocks:
+            assert set(np.flatnonzero(row.attends[block.start : block.end].any(0))) == set(block.columns.tolist())
+
+
 def test_rows_stay_below_the_limit():
     assert all(len(row.tokens) <= 6 for row in pack([[i, 1, 2] for i in range(9)], 6))
 

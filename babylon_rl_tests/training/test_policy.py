@@ -5,11 +5,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from babylon_rl.bench.trainer import made_answers, perturbed_policy, trainable
+from babylon_rl.bench.utilisation import SHAPES as bench_shapes
+from babylon_rl.bench.utilisation import make_random_model
 from babylon_rl.errors import ModelError, TrainingError
 from babylon_rl.groups.snapshots import make_snapshot
 from babylon_rl.training.backends.torch.rows import opposite_tokens
 from babylon_rl.training.base_models import prepare_base_model
-from babylon_rl.training.policy import Answer, Policy, use_threads
+from babylon_rl.training.choices import allowed_tokens
+from babylon_rl.training.policy import Answer, Policy, precision_of, use_threads
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.trainer import weights_digest
 from babylon_rl_tests.training.batches import in_pairs, sample_requests, sampled_groups, update_on, valued
@@ -65,6 +69,158 @@ def test_packed_logprobs_and_gradient_equal_the_unpacked_ones(policy: Policy):
     assert torch.allclose(packed, single, atol=1e-4)
     for a, b in zip(packed_gradient, single_gradient, strict=True):
         assert torch.allclose(a, b, atol=1e-4 * max(1.0, float(b.abs().max())))
+
+
+# Members of a group; tokens that they share, of their own, of their answers; whether the answers are chosen from a few.
+SHAPES = [
+    (6, 120, 30, 8, False),
+    (4, 200, 0, 90, False),
+    (1, 20, 0, 1, False),
+    (3, 0, 40, 5, False),
+    (6, 120, 30, 4, True),
+    (2, 5, 0, 3, True),
+]
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory) -> Path:
+    """A model of two layers with fewer key heads than heads, of which the last has LoRA."""
+    folder = tmp_path_factory.mktemp("layered")
+    make_random_model(bench_shapes["test"], folder, 0)
+    return folder
+
+
+def group_answers(members: int, shared: int, own: int, length: int, chosen: bool, vocabulary: int) -> list[Answer]:
+    answers = made_answers(members, members, shared, max(own, 1 - shared), length, vocabulary)
+    if not chosen:
+        return [Answer(a.prompt, a.tokens, None, 0.8) for a in answers]
+    # Besides its own: one that leaves it at the second token, and one that has nothing in common with it.
+    return [
+        Answer(a.prompt, a.tokens, [a.tokens, [a.tokens[0], *answers[i - 1].tokens[1:], 7], [8, 9]], 0.8)
+        for i, a in enumerate(answers)
+    ]
+
+
+def unpacked(policy: Policy, answer: Answer):
+    """Log-probabilities and entropies of one answer by a plain forward pass over it alone."""
+    import torch
+
+    tokens = torch.tensor([answer.prompt + answer.tokens])
+    logits = policy.model(input_ids=tokens, use_cache=False).logits[0, len(answer.prompt) - 1 : -1]
+    if answer.choices is not None:
+        closed = torch.full_like(logits, -1e9)
+        for place, allowed in enumerate(allowed_tokens(answer.choices, answer.tokens)):
+            closed[place, allowed] = 0
+        logits = logits + closed
+    logprobs = torch.log_softmax(logits / answer.temperature, dim=-1)
+    return logprobs[range(len(answer.tokens)), answer.tokens], -(logprobs.exp() * logprobs).sum(-1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_is_that_of_plain_forward_passes_over_each_answer(shape, layered: Path):
+    import torch
+
+    use_threads(1)
+    policy = perturbed_policy(layered, "cpu", None, 1, 0)
+    answers = group_answers(*shape, vocabulary=policy.model.config.vocab_size)
+    weights = torch.randn(len(answers), 2, generator=torch.Generator().manual_seed(3))
+
+    def gradient(found) -> torch.Tensor:
+        policy.model.zero_grad()
+        for index, logprobs, entropies in found:
+            (weights[index, 0] * logprobs.sum() + weights[index, 1] * entropies.sum()).backward(retain_graph=True)
+        return torch.cat([p.grad.flatten() for p in trainable(policy)])
+
+    reference = gradient((i, *unpacked(policy, answer)) for i, answer in enumerate(answers))
+    packed = gradient(
+        (member, one.logprobs, one.entropies)
+        for members, evaluated in policy.evaluate(answers)
+        for member, one in zip(members, evaluated, strict=True)
+    )
+    assert float(reference.norm()) > 0
+    assert float((packed - reference).norm() / reference.norm()) <= 1e-4
+
+
+def test_layers_below_the_first_adapter_keep_nothing_for_the_way_back(layered: Path):
+    policy = perturbed_policy(layered, "cpu", None, 1, 0)
+    tracked = []
+    causal = policy.model.get_base_model().model
+    for module in (causal.embed_tokens, *causal.layers):
+        module.register_forward_hook(lambda _, __, output: tracked.append(output.requires_grad))
+    for _ in policy.evaluate(group_answers(2, 20, 5, 4, False, 2000)):
+        pass
+    assert tracked == [False, False, True]
+
+
+def test_a_model_that_does_not_hand_on_the_tree_is_refused(layered: Path):
+    policy = Policy(layered)
+    for layer in policy.model.model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, options: (args, {k: v for k, v in options.items() if k != "tree"}), with_kwargs=True
+        )
+    with pytest.raises(ModelError, match="another architecture"):
+        list(policy.evaluate(group_answers(2, 20, 5, 4, False, 2000)))
+
+
+def test_nothing_as_wide_as_the_vocabulary_is_kept_for_free_text(layered: Path):
+    import torch
+
+    policy = perturbed_policy(layered, "cpu", None, 1, 0)
+    vocabulary = policy.model.config.vocab_size
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        list(policy.evaluate(group_answers(4, 40, 5, 30, False, vocabulary)))
+    assert kept and not [shape for shape in kept if shape and shape[-1] == vocabulary]
+
+
+def test_scores_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
+    import torch
+
+    from babylon_rl.training import token_scores
+
+    generator = torch.Generator().manual_seed(0)
+    hidden, weights = (torch.randn(n, 16, generator=generator) for n in (10, 50))
+    targets, temperatures = torch.arange(10), torch.linspace(0.5, 2, 10)
+    found = []
+    for chunk in (3, 128):
+        monkeypatch.setattr(token_scores, "CHUNK", chunk)
+        states = hidden.clone().requires_grad_()
+        logprobs, entropies = token_scores.score_tokens(states, weights, targets, temperatures)
+        (logprobs.sum() + 2 * entropies.sum()).backward()
+        found.append((logprobs.detach(), entropies.detach(), states.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_in_bfloat16_adapters_and_logprobs_are_float32(layered: Path):
+    import torch
+
+    exact, rough = (perturbed_policy(layered, "cpu", precision, 1, 0) for precision in (None, "bfloat16"))
+    assert {p.dtype for p in trainable(rough)} == {torch.float32}
+    assert rough.model.get_output_embeddings().weight.dtype == torch.bfloat16
+    for chosen in (False, True):
+        answers = group_answers(3, 20, 5, 4, chosen, 2000)
+        one, other = (evaluated(policy, answers, 512) for policy in (exact, rough))
+        for i in one:
+            assert other[i].logprobs.dtype == other[i].entropies.dtype == torch.float32
+            assert torch.allclose(one[i].logprobs, other[i].logprobs, atol=0.1)
+        sum(result.logprobs.sum() for result in other.values()).backward()
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in trainable(rough))
+
+
+def test_auto_precision_is_float32_on_the_cpu():
+    assert precision_of("auto", "cpu") is precision_of("float32", "cpu") is None
+    assert precision_of("bfloat16", "cpu") == precision_of("auto", "cuda") == "bfloat16"
+
+
+def test_a_device_or_precision_that_is_not_there_says_what_to_do(layered: Path):
+    import torch
+
+    with pytest.raises(ModelError, match="bfloat16 or none"):
+        Policy(layered, precision="float16")
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="BABYLON_RL_DEVICE=cpu"):
+            Policy(layered, "cuda")
 
 
 def test_the_recorded_logprob_is_that_of_the_mixture_with_exploration(policy: Policy):
