@@ -16,12 +16,9 @@ import msgspec
 from babylon_rl.groups.admitting import ruling_of
 from babylon_rl.groups.provenance import IMPORTANCE_WEIGHTED, Admission, Lineage
 from babylon_rl.groups.trained_view import Decision, Group, Member
-from babylon_rl.settings import Settings
-from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.chat_tokens import ChatTokens, ControlTokensError, control_texts_of
 from babylon_rl.training.light_tokenizer import LightTokenizer
 from babylon_rl.training.piecewise import PiecewiseTokens
-from babylon_rl.training.runs import TrainingRun
 
 # Effective sample size, as a share of the answers drawn, below which importance ratios no longer correct for the policy
 # that drew them: a tenth of the batch would decide the step.
@@ -168,17 +165,6 @@ class Checker:
         if lengths is not None and self._context is not None and sum(lengths) > self._context:
             return PROMPT_TOO_LONG
         return None
-
-
-def checker_of(
-    run: TrainingRun, settings: Settings, lineage: Lineage | None = None, admission: Admission | None = None
-) -> Checker:
-    """The checker of a run's base model: in its folder here, or of a hosted one in the folder of the setting."""
-    if run.backend == "wandb":
-        folder = settings.wandb_tokenizer
-    else:
-        folder = prepare_base_model(run.base_model, settings.home, run.seed)
-    return Checker(folder, lineage, admission)
 
 
 def without_refused(groups: Sequence[Group], folder: Path) -> tuple[list[Group], Counter[str]]:

@@ -20,12 +20,13 @@ from babylon_rl.database.connect import Database
 from babylon_rl.database.tables import trained_checkpoints
 from babylon_rl.database.window_rows import OF_THE_WHOLE, WindowError, WindowRows, waiting_for, write_rows
 from babylon_rl.errors import TrainingError
+from babylon_rl.groups.provenance import Admission
 from babylon_rl.groups.snapshots import Origin, SnapshotHeader, Source, build_snapshot
 from babylon_rl.groups.statuses import TRAINABLE
 from babylon_rl.groups.stored import group_rows, sources_of, stream_trainable
 from babylon_rl.groups.trained_view import Group
 from babylon_rl.settings import Settings
-from babylon_rl.training.admission import without_refused
+from babylon_rl.training.admission import Checker
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.batches import batch_ending
@@ -232,15 +233,17 @@ def _snapshot_of(
     left_out = Counter({status: count for status, count in Counter(rows["status"]).items() if status != TRAINABLE})
     left_out += Counter(not_computed=failed, not_materialized=len(windows) - len(rows) - failed)
     refused: dict[str, list[str]] = {}
-    base = _tokenizer_folder(settings, run)
+    # What was set aside is not of this lineage, though its step may be.
+    lineage = lineage_at(connection, run, parent, window_id)
+    recipe = {**run.recipe.as_json(), "backend": run.backend, "last_window": max(sources, default=window_id)}
+    checker = Checker(_tokenizer_folder(settings, run), lineage, Admission.of(recipe))
     return build_snapshot(
         connection,
-        _trainable(connection, sources, base, left_out, refused),
+        _trainable(connection, sources, checker, left_out, refused),
         run.training_run,
-        {**run.recipe.as_json(), "backend": run.backend, "last_window": max(sources, default=window_id)},
+        {**recipe, "unchecked": checker.unchecked} if checker.unchecked else recipe,
         run.seed,
-        # What was set aside is not of this lineage, though its step may be.
-        lineage=lineage_at(connection, run, parent, window_id),
+        lineage=lineage,
         left_out=left_out,
         origin=Origin(windows=windows, sources=sources, refused=refused),
     )
@@ -249,7 +252,7 @@ def _snapshot_of(
 def _trainable(
     connection: psycopg.Connection,
     sources: dict[str, Source],
-    base: Path | None,
+    checker: Checker,
     left_out: Counter[str],
     refused: dict[str, list[str]],
 ) -> Iterator[Group]:
@@ -258,9 +261,8 @@ def _trainable(
     These are counted in `left_out` and named in `refused`, by window.
     """
     for groups in stream_trainable(connection, sources):
-        kept, counts = (groups, {}) if base is None else without_refused(groups, base)
-        left_out.update(counts)
-        for whole, group in zip(groups, kept, strict=True):
+        for whole in groups:
+            group = checker.kept(whole, left_out)
             staying = {member.trajectory_id for member in group.members}
             gone = [one.trajectory_id for one in whole.members if one.trajectory_id not in staying]
             if gone:

@@ -30,8 +30,8 @@ def test_all_of_it_is_saved_and_the_advantages_are_centred(database):
 
 @pytest.mark.parametrize("missed", [{"seconds": 60.1}, {"peak_bytes": 1_000_000_001}])
 def test_a_limit_that_is_missed_is_said(missed):
-    good = Measured(trajectories=800, windows=100, seconds=60.0, cpu=1.0, peak_bytes=900_000_000, read_seconds=1.0,
-                    json_bytes=10)  # fmt: skip
+    good = Measured(trajectories=800, windows=100, seconds=60.0, cpu=1.0, server_cpu=1.0, peak_bytes=900_000_000,
+                    read_seconds=1.0, json_bytes=10)  # fmt: skip
     bad = msgspec.structs.replace(good, trajectories=1000, **missed)
     assert Snapshots(seed=0, measured=[good]).reached and not Snapshots(seed=0, measured=[good, bad]).reached
     assert "MISSED" in Snapshots(seed=0, measured=[good, bad]).table()

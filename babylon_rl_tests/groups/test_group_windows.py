@@ -7,6 +7,9 @@ from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import art_groups, judge_calibration, metadata, scored_trajectories
 from babylon_rl.database.window_rows import write_rows
+from babylon_rl.groups.provenance import Lineage
+from babylon_rl.groups.snapshots import make_snapshot
+from babylon_rl.groups.trained_view import decode_group
 from babylon_rl.groups.verification import alarming
 from babylon_rl.groups.windows import group_windows
 from babylon_rl.outcomes.windows import outcome_windows
@@ -81,6 +84,26 @@ def test_a_window_comes_to_the_same_row_in_any_range_and_later_windows_change_no
         connection.execute('UPDATE trajectories SET "isEvaluation" = true WHERE "trajectoryId" LIKE \'t-5-%\'')
     score(played, IDS[5:])
     assert grouped(played, IDS[5:])[IDS[5]]["settings"].get("history") is None
+
+
+@pytest.mark.parametrize("split", ["validation", "test", "unseen"])
+def test_a_game_of_an_evaluation_is_in_no_group_though_any_text_may_be(played, split):
+    last = IDS[4]
+    with played.connect() as connection:
+        # Texts without tokens, which are admitted whoever wrote them; two of them were played to compare arms.
+        connection.execute("DELETE FROM babylon_rl.recorded_calls WHERE trajectory_id LIKE 't-4-%'")
+        connection.execute(
+            """UPDATE trajectories SET "isEvaluation" = true, "isTrainingData" = false, "batchId" = %s
+               WHERE "trajectoryId" IN ('t-4-agent-0', 't-4-agent-1')""",
+            (f"{split}:somebody@3",),
+        )
+    score(played, [last])
+    row = grouped(played, [last])[last]
+    assert row["status"] == "trainable", row["reason"]
+    group = decode_group(row["group"])
+    assert [member.trajectory_id for member in group.members] == ["t-4-agent-2", "t-4-agent-3"]
+    trained = make_snapshot([group], "run", {}, 0, lineage=Lineage("run", {"run@0": 0}, 0)).groups[0].members
+    assert [member.label for member in trained] == ["no_logprobs"] and trained[0].trajectory_id > "t-4-agent-1"
 
 
 def test_scores_of_the_run_count_before_they_are_written(played):
