@@ -123,7 +123,8 @@ def story(
         "step": checkpoint.step,
         "config": {
             "recipe": run.recipe.as_json(),
-            "base_model": Path(run.base_model).name,  # a folder's place is of this machine
+            # A folder's place is of this machine; what else has a slash in it is a model's name on a hub.
+            "base_model": Path(run.base_model).name if Path(run.base_model).is_absolute() else run.base_model,
             "seed": run.seed,
             "backend": run.backend,
             "code_version": checkpoint.code_version or __version__,
