@@ -3,15 +3,16 @@
 The jobs are those that the UI launches, `materialize_windows` and `train_checkpoint`, run in this process.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 
 import msgspec
 import psycopg
 
 from babylon_rl.database.connect import Database
-from babylon_rl.errors import EmptyWindowError, SettingsError
+from babylon_rl.errors import EmptyWindowError, SettingsError, TrainingError
 from babylon_rl.groups.dropout import MAX_DROPOUT, TARGET
 from babylon_rl.groups.provenance import STALE_DAYS, admit_of
 from babylon_rl.loop import corpus, recent_enough
@@ -50,6 +51,8 @@ def recipe_of(settings: Settings, model: Model, windows: int, backend: str) -> R
     """The recipe of updates over so many windows. SettingsError where a setting contradicts what a loss may take."""
     changes: dict[str, object] = {}
     if model.learning_rate is not None:
+        if not (math.isfinite(model.learning_rate) and model.learning_rate > 0):
+            raise SettingsError(f"A learning rate of {model.learning_rate:g} changes nothing; name one above 0.")
         changes["learning_rate"] = model.learning_rate
     if model.target_trajectories != TARGET:
         changes["dropout_target"] = model.target_trajectories
@@ -171,12 +174,14 @@ def nothing_recorded(database: Database, hours: float) -> EmptyWindowError:
     )
 
 
-def materialize_missing(database: Database, stage: Stage, first: str, last: str) -> int:
-    """Run the job `materialize_windows` over what is recorded and not materialized; how many windows that were."""
-    missing = missing_windows(database, first, last)
+def materialize_missing(
+    database: Database, stage: Stage, first: str, last: str, but: Collection[str] = ()
+) -> list[str]:
+    """Run the job `materialize_windows` over what is recorded and not materialized, `but` these; which windows."""
+    missing = [window for window in missing_windows(database, first, last) if window not in but]
     for start, end in neighbours(missing, MOST_WINDOWS):
         launch(database, stage, "materialize_windows", start, end)
-    return len(missing)
+    return missing
 
 
 def launch(database: Database, stage: Stage, job: str, first: str, last: str) -> None:
@@ -326,25 +331,32 @@ def keep_updating(
     stage: Stage,
     run: TrainingRun,
     say: Callable[[str], None],
-    agree: Callable[[DueUpdate], None] = lambda update: None,
     looks: Iterator[None] | None = None,
 ) -> None:
     """Materialize what is recorded and make each update that is due, until Ctrl-C.
 
-    `agree` is asked before each update and raises where it is not to be made. `looks`: gives one item a look; by
-    default it waits half a minute between two and never ends. Beside `make ui` the ledger sees to it that no update is
-    made twice.
+    `looks`: gives one item a look; by default it waits half a minute between two and never ends. Beside `make ui` the
+    ledger sees to it that no update is made twice. A failure is said, and the looking goes on.
     """
-    last_said, tried = "", set()
+    last_said, hour = "", ""
+    tried: set[str] = set()  # updates; one that found nothing to train on would be due again at once
+    looked: set[str] = set()  # windows of which there is nothing new in this hour
     for _ in looks or _for_ever():
         now = datetime.now(UTC)
-        materialize_missing(database, stage, run.first_window, shift_window(window_of(now), -1))
-        while isinstance(due := due_of(database, settings, run.training_run, now), DueUpdate) and due.key not in tried:
-            tried.add(due.key)  # one that found nothing to train on would be due again at once
-            agree(due)
-            launch(database, stage, "train_checkpoint", due.first, due.last)
-            say(told(database, due.last))
-        said = due if isinstance(due, str) else f"{due.said}: tried; it waits for other groups."
+        if window_of(now) != hour:
+            hour = window_of(now)
+            looked.clear()
+        try:
+            looked.update(materialize_missing(database, stage, run.first_window, shift_window(hour, -1), looked))
+            while isinstance(due := due_of(database, settings, run.training_run, now), DueUpdate):
+                if due.key in tried:
+                    break
+                tried.add(due.key)
+                launch(database, stage, "train_checkpoint", due.first, due.last)
+                say(told(database, due.last))
+            said = due if isinstance(due, str) else f"{due.said}: tried; it waits for other groups."
+        except TrainingError as error:
+            said = f"Failed: {error} Mend the cause; `make ui` shows the run, and the same command tries it again."
         if said != last_said:
             say(said)
             last_said = said

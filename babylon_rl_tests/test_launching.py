@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from babylon_rl import launching
 from babylon_rl.definitions import build_defs
 from babylon_rl.defs.in_process import LOCATION, MODULE, execute_job, origin_of
-from babylon_rl.errors import SettingsError, WindowIdError
+from babylon_rl.errors import SettingsError, TrainingError, WindowIdError
 from babylon_rl.launching import Model, as_stored, follow, keep_updating, looked_back, range_of, recipe_of, run_of
 from babylon_rl.settings import REPOSITORY, Settings
 from babylon_rl.training.batches import BATCHES
@@ -91,6 +91,9 @@ def test_the_recipe_holds_what_differs_from_the_defaults_so_that_digests_stay(se
         dropout_target=10,
         max_dropout=0.1,
     )
+    for rate in (0.0, float("nan")):
+        with pytest.raises(SettingsError, match="above 0"):
+            recipe_of(settings, Model(name="m", learning_rate=rate), 2, "torch")
     with pytest.raises(SettingsError, match="No loss may take trajectories labelled no_text"):
         recipe_of(settings.model_copy(update={"admit": "no_text"}), Model(name="m"), 2, "torch")
 
@@ -141,7 +144,7 @@ def test_what_is_due_is_made_once_a_look_and_said_once(database, settings, monke
     answers = iter([due, due, "m: 0 of 4 new groups.", "m: 0 of 4 new groups."])
     launched: list[str] = []
     said: list[str] = []
-    monkeypatch.setattr(launching, "materialize_missing", lambda *_: 0)
+    monkeypatch.setattr(launching, "missing_windows", lambda *_: [])
     monkeypatch.setattr(launching, "due_of", lambda *_: next(answers))
     monkeypatch.setattr(launching, "launch", lambda database, stage, job, *span: launched.append(job))
     monkeypatch.setattr(launching, "told", lambda *_: "m@1: update")
@@ -149,6 +152,25 @@ def test_what_is_due_is_made_once_a_look_and_said_once(database, settings, monke
     keep_updating(database, settings, None, run, said.append, looks=iter([None] * 3))
     assert launched == ["train_checkpoint"]
     assert said == ["m@1: update", "4 of 4 new groups: tried; it waits for other groups.", "m: 0 of 4 new groups."]
+
+
+def test_a_loop_without_an_end_survives_a_failure_and_looks_at_a_window_once_an_hour(database, settings, monkeypatch):
+    launched: list[str] = []
+    said: list[str] = []
+
+    def fails(database, stage, job, *span):
+        launched.append(job)
+        if job == "train_checkpoint":
+            raise TrainingError("The disk is full.")
+
+    due = DueUpdate(training_run="m", first=FIRST, last=FIRST, key="k", said="4 of 4 new groups")
+    monkeypatch.setattr(launching, "window_of", lambda now: "2025-01-15T12:00")
+    monkeypatch.setattr(launching, "missing_windows", lambda *_: [FIRST])
+    monkeypatch.setattr(launching, "due_of", lambda *_: due)
+    monkeypatch.setattr(launching, "launch", fails)
+    keep_updating(database, settings, None, run_of(settings, Model(name="m"), 4), said.append, looks=iter([None] * 3))
+    assert launched == ["materialize_windows", "train_checkpoint"]
+    assert "The disk is full." in said[0] and "waits for other groups" in said[1] and len(said) == 2
 
 
 # --- jobs ------------------------------------------------------------------------------------------

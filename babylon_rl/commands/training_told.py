@@ -187,7 +187,7 @@ def agree_to_cost(
 ) -> Iterator[None]:
     """For a hosted backend: say what would leave this machine and what it costs, and go on where that is agreed to.
 
-    SettingsError where the estimate is above --max-cost, or nobody can be asked; typer.Abort where the answer is no.
+    SettingsError where the estimate is above --max-cost, or nobody can be asked; typer.Exit where the answer is no.
     Inside, the processes that make the update know the limit.
     """
     from babylon_rl.materializing import environment
@@ -217,10 +217,11 @@ def agree_to_cost(
                 "here with --backend torch."
             )
         if not typer.confirm("Send it?", default=False, err=True):
-            raise typer.Abort
+            errors.print("Nothing was sent.")
+            raise typer.Exit(1)
     say.gathered["agreed"] = dollars
     limit = dollars if settings.max_cost is None else settings.max_cost
-    with environment({"BABYLON_RL_MAX_COST": f"{limit:.6f}"}):
+    with environment({"BABYLON_RL_MAX_COST": repr(limit)}):
         yield
 
 

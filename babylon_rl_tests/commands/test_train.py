@@ -1,14 +1,21 @@
 """`babylon-rl train`: what its options and variables mean, a dry run, what is agreed to, and one whole update."""
 
+import contextlib
 import json
 
 import pytest
+import typer
 
 from babylon_rl import materializing
+from babylon_rl.commands import training_told
 from babylon_rl.commands.train import what
+from babylon_rl.commands.training_told import agree_to_cost
 from babylon_rl.database.urls import with_driver
 from babylon_rl.errors import SettingsError
-from babylon_rl.settings import REPOSITORY, Settings
+from babylon_rl.launching import Model, run_of
+from babylon_rl.settings import REPOSITORY, Settings, get_settings
+from babylon_rl.training import forecast
+from babylon_rl.training.forecast import Forecast
 from babylon_rl_tests.commands.played import FIRST, play
 from babylon_rl_tests.training.test_batches import everything
 
@@ -144,6 +151,30 @@ def test_a_hosted_backend_says_what_it_would_send_and_sends_nothing_that_nobody_
         assert list_runs(connection) == []
 
 
+@pytest.mark.parametrize(("answer", "limit"), [(True, 1.5), (False, None)])
+def test_on_a_terminal_it_is_asked_and_what_was_agreed_to_is_the_limit_of_the_update(monkeypatch, answer, limit):
+    found = Forecast(windows=1, groups={}, trajectories={"importance_weighted": {"on_policy": 8}}, left_out={},
+                     prompt_tokens=400_000, answer_tokens=100_000, refused=[])  # fmt: skip
+    monkeypatch.setattr(forecast, "forecast_of", lambda *_: found)
+    monkeypatch.setattr(training_told.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(training_told.typer, "confirm", lambda *_, **__: answer)
+    settings = Settings().model_copy(update={"training_backend": "wandb", "training_price": 3.0})
+    run = run_of(settings, Model(name="m"), 1)
+    said = training_told.Told(False, 1)
+    seen = []
+    with contextlib.suppress(typer.Exit), agree_to_cost(NoDatabase(), settings, run, [[FIRST]], False, said):
+        seen.append(get_settings().max_cost)
+    assert seen == ([limit] if answer else []) and get_settings().max_cost is None
+
+
+class NoDatabase:
+    """In the place of a database that is not asked."""
+
+    @contextlib.contextmanager
+    def connect(self):
+        yield None
+
+
 # --- a whole update --------------------------------------------------------------------------------
 
 
@@ -162,8 +193,8 @@ def test_the_chosen_windows_are_trained_on_once(database, train, run):
     assert again.returncode == 0 and "Nothing new to train on" in again.stdout
     assert "2 windows: this model was trained on them" in again.stdout and "1 window more would do" in again.stdout
     assert everything(database) == before
-    forecast = json.loads(train("--window", FIRST, "--name", "other", "--dry-run", "--json").stdout)
-    assert forecast["seconds"] > 0 and forecast["trajectories"] == {"importance_weighted": {"on_policy": 8}}
+    foreseen = json.loads(train("--window", FIRST, "--name", "other", "--dry-run", "--json").stdout)
+    assert foreseen["seconds"] > 0 and foreseen["trajectories"] == {"importance_weighted": {"on_policy": 8}}
     assert everything(database) == before
 
     import dagster as dg

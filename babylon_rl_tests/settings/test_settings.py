@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from babylon_rl.console import APPLICATIONS, forget_the_applications_variables
 from babylon_rl.errors import SettingsError
 from babylon_rl.settings import ALL_NAMES, REPOSITORY, SECRETS, VARIABLES, get_settings, old_name_notes
 from babylon_rl.settings.names import INTERNAL, SETTINGS_FILE
@@ -164,3 +165,14 @@ def test_no_secret_is_shown_by_an_error_or_the_object(told):
     with pytest.raises(SettingsError) as refused:
         told(**keys, BABYLON_RL_MAX_COST="word-9")
     assert "word-" not in str(refused.value)
+
+
+def test_the_demo_and_the_makefile_ignore_the_same_variables_also_those_in_a_file(told, monkeypatch):
+    recipe = (REPOSITORY / "Makefile").read_text()
+    assert all(f"-u {name}" in recipe for name in (*APPLICATIONS, SETTINGS_FILE))
+    for name in APPLICATIONS:
+        monkeypatch.setenv(name, "")  # put back after the test, whatever it makes of them
+    told("DATABASE_URL=postgres://theirs/db\nMODEL_NAME=theirs\nBABYLON_RL_THREADS=3\n", MODEL_NAME="theirs")
+    forget_the_applications_variables()
+    found = get_settings()
+    assert (found.application_url, found.model_name, found.threads) == (None, None, 3)
