@@ -227,3 +227,21 @@ def test_a_local_job_that_a_killed_process_left_running_is_taken_up_and_a_cancel
 def test_a_beginning_that_is_no_one_jobs_is_refused(database, beginning):
     with database.connect() as connection, pytest.raises(TrainingError, match="babylon-rl jobs"):
         ledger.find_job(connection, beginning)
+
+
+def test_the_first_systems_view_has_its_own_words_for_the_states(database):
+    job, words = written_job(database), {}
+    with database.connect() as connection:
+        for state in STATES:
+            with connection.transaction(force_rollback=True):
+                put(connection, job, *WAYS[state])
+                words[state] = connection.execute("SELECT status FROM babylon_rl.training_jobs").fetchone()[0]
+    assert words == {
+        "written": "pending",
+        "submitting": "training",
+        "running": "training",
+        "in_doubt": "training",
+        "done": "completed",
+        "failed": "failed",
+        "cancelled": "failed",
+    }

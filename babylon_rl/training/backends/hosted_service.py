@@ -26,18 +26,22 @@ Result = TypeVar("Result")
 
 
 class Limits(NamedTuple):
-    """Seconds: until waiting for a job ends, between two questions, for a submission, and for a question."""
+    """Seconds: until waiting for a job ends, between two questions, for a submission's answer, for a question's, and
+    until a question that is asked again and again is given up."""
 
     deadline: float
     poll: float
     submit: float
     read: float
+    patience: float
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
         """As the settings say; an answer gets five minutes at most, a question one."""
         deadline = settings.job_deadline_minutes * 60
-        return cls(deadline, settings.poll_seconds, min(300.0, deadline / 4), min(60.0, deadline / 8))
+        return cls(
+            deadline, settings.poll_seconds, min(300.0, deadline / 4), min(60.0, deadline / 8), min(120.0, deadline / 4)
+        )
 
 
 class Remote(NamedTuple):
@@ -180,10 +184,10 @@ async def question(remote: Remote, call: Callable[[], Awaitable[Result]]) -> Res
 
 
 async def patiently(remote: Remote, call: Callable[[], Awaitable[Result]], what: str) -> Result:
-    """The answer to a question that may be asked again and again, until the deadline; then TrainingError."""
+    """The answer to a question that may be asked again and again; TrainingError once patience is at its end."""
     import openai
 
-    until, wait, said = time.monotonic() + remote.limits.deadline, remote.limits.poll, ""
+    until, wait, said = time.monotonic() + remote.limits.patience, remote.limits.poll, ""
     while True:
         try:
             return await asyncio.wait_for(call(), remote.limits.read)
