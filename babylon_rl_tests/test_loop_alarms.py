@@ -26,7 +26,7 @@ def demo_of(database, folder, *batches):
             rounds.play(number_of(window_ids[0]), batches[number_of(window_ids[0]) - 1], model, exploration)
 
     served = SimpleNamespace(load=lambda name, folder: None)
-    player = Planted(database, None, served, rounds.run, lambda title, steps: lambda: None)
+    player = Planted(database, None, served, rounds.run, lambda title, steps: lambda: None, folder)
     materializer = SimpleNamespace(materialize=lambda first, last, title: rounds.update(number_of(first)))
     return player, materializer, rounds, asked
 
