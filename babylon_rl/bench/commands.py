@@ -22,7 +22,7 @@ from babylon_rl.console import (
 
 app = typer.Typer(
     help="Measurements: a recipe over seeds, rewards, a judge's guard, Dagster's overhead, the sensor's tick, reading, "
-    "writing, faults.",
+    "writing, faults, submissions of training jobs.",
     no_args_is_help=True,
 )
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]
@@ -241,6 +241,22 @@ def bench_faults(
     from babylon_rl.bench.faults import measure_faults
 
     _show(measure_faults(points, seed, errors.print), as_json)
+
+
+@app.command("submissions")
+def bench_submissions(
+    jobs: Annotated[int, typer.Option(min=10, help="Training jobs.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the faults and of the kills.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Submit jobs to a training service on loopback at which everything goes wrong, by workers that are killed.
+
+    Takes a quarter of an hour. Exit code 1: a job was accepted twice or lost, or ledger and service disagree.
+    """
+    forget_the_applications_variables()
+    from babylon_rl.bench.submissions import measure_submissions
+
+    _show(measure_submissions(jobs, seed, errors.print), as_json)
 
 
 @app.command("injection")

@@ -4,13 +4,14 @@ One statement over small columns a run; no group is read. Nothing is written her
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 import psycopg
 
 from babylon_rl.training.alarm_log import alarms_before
+from babylon_rl.training.ledger import held_jobs, what_to_do, windows_of_job
 from babylon_rl.training.lineage import new_groups, state_before, updates_of
 from babylon_rl.training.runs import Checkpoint, TrainingRun, open_runs, run_of_window
 from babylon_rl.training.updates import gathered
@@ -25,7 +26,8 @@ class DueUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """An update to be made by computing `trained_checkpoints` from the first to the last window.
 
     `key`: one for the same groups on top of the same parent. It names the first update in the range only, so that
-    groups that gather while that one fails do not make another of it. `said`: what it is, for a person.
+    groups that gather while that one fails do not make another of it. `said`: what it is, for a person. `held`: why it
+    waits for a person, where its job is in doubt or failed at a service.
     """
 
     training_run: str
@@ -33,6 +35,7 @@ class DueUpdate(msgspec.Struct, frozen=True, kw_only=True):
     last: str
     key: str
     said: str
+    held: str = ""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +94,19 @@ def _due_of(connection: psycopg.Connection, run: TrainingRun, end: str, first_pa
         last=max(ends, *new.digests),
         key=f"{run.training_run}:{ends}:{_digest(parent, batch)}",
         said=f"{said} since {parent.checkpoint_id}",
+        held=_held(connection, parent, batch),
     )
+
+
+def _held(connection: psycopg.Connection, parent: Checkpoint, batch: Collection[str]) -> str:
+    """What a person has to do about a job of a service on top of the parent; empty where there is nothing.
+
+    One in doubt holds up every update, for its step may still come. One that failed holds up its own windows alone.
+    """
+    for job in held_jobs(connection, parent.checkpoint_id):
+        if job.state == "in_doubt" or set(windows_of_job(connection, job)) <= set(batch):
+            return what_to_do(job)
+    return ""
 
 
 def _own_window(connection: psycopg.Connection, run: TrainingRun, window_id: str) -> str:
@@ -110,6 +125,8 @@ def _digest(parent: Checkpoint, digests: dict[str, str]) -> str:
 
 def next_attempt(update: DueUpdate, attempts: Sequence[Attempt], now: datetime) -> str | int:
     """Number of the attempt that is to be made at `now`, from 1; or why none is."""
+    if update.held:
+        return f"{update.said}: {update.held}"
     if not attempts:
         return 1
     latest = max(attempts, key=lambda attempt: attempt.number)

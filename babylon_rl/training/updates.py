@@ -1,13 +1,13 @@
 """From trainable groups to checkpoints, window by window: when an update is due, and its one job in the ledger.
 
 An update is due at every `windows_per_update`-th window of a run's training range and consumes the groups since the
-last one. In a run without an end it is due once as many new groups have gathered. The job is written down before it
-starts; a second attempt finds it and never trains twice. A batch that raises an alarm may be answered by a step back
-instead of an update.
+last one. In a run without an end it is due once as many new groups have gathered. Its job is in the ledger before it
+starts (`ledger`); a second attempt finds it and never trains twice. A batch that raises an alarm may be answered by a
+step back instead of an update.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,14 +27,14 @@ from babylon_rl.training.admission import without_refused
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.checkpoint_store import check_base, keep, local_folder, refuse_deleted, take_up, working_folder
+from babylon_rl.training.ledger import done, is_hosted, job_id_of, open_job
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
 from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
 from babylon_rl.training.trainer import TrainerRequest, TrainerResult
+from babylon_rl.training.working import Launch, trained
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
 DATA = ("windows", "market_outcomes", "scored_trajectories", "judge_calibration", "art_groups")
-
-Launch = Callable[[TrainerRequest], TrainerResult]
 
 
 def update_checkpoints(
@@ -153,20 +153,18 @@ def _update(
             reason = f"{_answer(checked)}. {error}" if checked.rows else str(error)
             return {**_row(window_id, run, parent, reason), "metrics": checked.as_metrics(), **looked_at}
         save_snapshot(connection, snapshot)
-        job_id = _open_job(connection, run, parent, snapshot)
-    try:
         request = _request(settings, run, parent, snapshot)
-        # A window that is materialized again starts no process for what is trained already.
-        result = keep(settings, request, take_up(settings, request) or launch(request))
-    except BaseException as error:
+        digest = run.recipe.digest()
+        open_job(connection, snapshot.snapshot_id, parent.checkpoint_id, digest, run.backend, parent.step)
+    with trained(database, request, lambda asked: take_up(settings, asked) or launch(asked)) as made:
+        # Before anything is booked: what the row names is there, and nothing waits for a store in a transaction.
+        result = keep(settings, request, made)
         with database.connect() as connection:
-            _close_job(connection, job_id, "failed", None, f"{type(error).__name__}: {error}")
-        raise
-    with database.connect() as connection:
-        _book(connection, run, parent, snapshot, request, result, window_id)
-        save_alarms(connection, run, window_id, checked.rows)
-        _close_job(connection, job_id, "done", parent.step + 1, None)
-        checkpoint = load_checkpoint(connection, request.checkpoint_id)
+            _book(connection, run, parent, snapshot, request, result, window_id)
+            save_alarms(connection, run, window_id, checked.rows)
+            if not is_hosted(run.backend):
+                done(connection, request.job_id, parent.step + 1)
+            checkpoint = load_checkpoint(connection, request.checkpoint_id)
     left_out = len(windows) - len(snapshot.groups)
     return {
         **_row(window_id, run, checkpoint, f"update over {len(snapshot.groups)} of {len(windows)} windows"),
@@ -212,11 +210,20 @@ def _snapshot_of(
     missing = len(windows) - len(groups) - sum(others.values())
     if missing:
         others = {**others, "not_materialized": missing}
-    groups, refused = without_refused(groups, prepare_base_model(run.base_model, settings.home, run.seed))
-    others = {**others, **refused}
+    tokenizer = _tokenizer_folder(settings, run)
+    if tokenizer is not None:
+        groups, refused = without_refused(groups, tokenizer)
+        others = {**others, **refused}
     # What was set aside is not of this lineage, though its step may be.
     lineage = lineage_at(connection, run, parent, window_id)
     return make_snapshot(groups, run.training_run, run.recipe.as_json(), run.seed, lineage=lineage, left_out=others)
+
+
+def _tokenizer_folder(settings: Settings, run: TrainingRun) -> Path | None:
+    """Folder of the base model, or of what is known of a service's; None where that is nothing."""
+    if is_hosted(run.backend):
+        return settings.wandb_tokenizer
+    return prepare_base_model(run.base_model, settings.home, run.seed)
 
 
 def _answer(checked: Checked) -> str:
@@ -247,54 +254,26 @@ def _row(window_id: str, run: TrainingRun | None, state: Checkpoint | None, reas
 
 
 def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot: Snapshot) -> TrainerRequest:
-    checkpoint_id = f"{run.training_run}@{parent.step + 1}-{_job_digest(parent, snapshot, run)[:8]}"
-    base_folder = prepare_base_model(run.base_model, settings.home, run.seed)
-    check_base(parent, base_folder, settings.home)
+    job_id = job_id_of(parent.checkpoint_id, snapshot.snapshot_id, run.recipe.digest())
+    checkpoint_id = f"{run.training_run}@{parent.step + 1}-{job_id[:8]}"
+    tokenizer = _tokenizer_folder(settings, run)
+    if tokenizer is not None and not is_hosted(run.backend):
+        check_base(parent, tokenizer, settings.home)
     return TrainerRequest(
         checkpoint_id=checkpoint_id,
         snapshot_id=snapshot.snapshot_id,
         parent_id=parent.checkpoint_id,
         parent_folder=str(local_folder(parent, settings.home)) if parent.path else None,
         parent_step=parent.step,
-        base_folder=str(base_folder),
+        base_folder=str(tokenizer or ""),
         folder=str(working_folder(settings, checkpoint_id)),
         recipe=run.recipe,
         device=settings.device,
         threads=settings.threads,
         backend=run.backend,
-        job_id=_job_digest(parent, snapshot, run),
+        job_id=job_id,
         training_run=run.training_run,
         base_model=run.base_model,
-    )
-
-
-def _job_digest(parent: Checkpoint, snapshot: Snapshot, run: TrainingRun) -> str:
-    text = f"{parent.checkpoint_id}\n{snapshot.snapshot_id}\n{run.recipe.digest()}"
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _open_job(connection: psycopg.Connection, run: TrainingRun, parent: Checkpoint, snapshot: Snapshot) -> str:
-    """Write the job down, or take up the one that an earlier attempt left."""
-    job_id = _job_digest(parent, snapshot, run)
-    connection.execute(
-        """INSERT INTO babylon_rl.training_attempts
-           (job_id, snapshot_id, parent_id, settings_digest, backend, state, step_before)
-           VALUES (%s, %s, %s, %s, %s, 'written', %s)
-           ON CONFLICT (job_id) DO UPDATE SET state = 'written', error = NULL, finished_at = NULL
-           WHERE training_attempts.state IN ('failed', 'cancelled')""",
-        (job_id, snapshot.snapshot_id, parent.checkpoint_id, run.recipe.digest(), run.backend, parent.step),
-    )
-    connection.execute(
-        "UPDATE babylon_rl.training_attempts SET state = 'running' WHERE job_id = %s AND state = 'written'", (job_id,)
-    )
-    return job_id
-
-
-def _close_job(connection: psycopg.Connection, job_id: str, state: str, step: int | None, error: str | None) -> None:
-    connection.execute(
-        """UPDATE babylon_rl.training_attempts SET state = %s, step_after = %s, error = %s, finished_at = now()
-           WHERE job_id = %s AND state <> 'done'""",
-        (state, step, error, job_id),
     )
 
 

@@ -12,10 +12,11 @@ from babylon_rl.database.history import current_rows, replace_windows
 from babylon_rl.database.tables import art_groups, scored_trajectories
 from babylon_rl.groups.build import GroupSettings, build_group
 from babylon_rl.groups.leaks import Leak
-from babylon_rl.groups.snapshots import make_snapshot
+from babylon_rl.groups.snapshots import make_snapshot, save_snapshot
 from babylon_rl.groups.trained_view import decode_group
 from babylon_rl.training.alarm_log import exploration_for, list_alarms
 from babylon_rl.training.due import MOST_ATTEMPTS, WAITS, Attempt, DueUpdate, due_updates, next_attempt
+from babylon_rl.training.ledger import before_submitting, failed, in_doubt, open_job, retry
 from babylon_rl.training.lineage import lineage_at, new_groups, state_before
 from babylon_rl.training.runs import start_run
 from babylon_rl.windows import parse_window_id, shift_window
@@ -353,3 +354,27 @@ def test_what_runs_was_cancelled_or_found_nothing_is_left_alone():
     assert "was cancelled" in str(next_attempt(UPDATE, attempts("cancelled", ago=timedelta(days=1)), NOW))
     assert "without an update" in str(next_attempt(UPDATE, attempts("done", ago=timedelta(days=1)), NOW))
     assert next_attempt(UPDATE, attempts("done", last=shift_window(UPDATE.last, -1)), NOW) == 2
+
+
+def test_an_update_whose_job_waits_for_a_person_is_not_asked_for_and_the_command_is_told(opened):
+    opened.play(0, 1)
+    (update,), _ = due(opened)
+    with opened.database.connect() as connection:
+        groups = [decode_group(group) for group in read_frame(connection, current_rows(art_groups))["group"]]
+        snapshot = make_snapshot(groups, "run", opened.run.recipe.as_json(), 0)
+        save_snapshot(connection, snapshot)
+        job = open_job(connection, snapshot.snapshot_id, "run@0", "settings", "wandb", 0)
+    assert next_attempt(update, [], NOW) == 1
+    with opened.database.connect() as connection:
+        failed(connection, job.job_id, "out of memory")
+    (held,), _ = due(opened)
+    assert f"babylon-rl jobs retry {job.job_id[:12]}" in str(next_attempt(held, [], NOW))
+    with opened.database.connect() as connection:
+        retry(connection, job.job_id, "ann")
+    assert next_attempt(due(opened)[0][0], [], NOW) == 1
+    with opened.database.connect() as connection:
+        connection.commit()
+        before_submitting(connection, job.job_id, "there e/p/run", "model-1", 0, NOW)
+        in_doubt(connection, job.job_id, "524")
+    (held,), _ = due(opened)
+    assert f"babylon-rl jobs settle {job.job_id[:12]}" in str(next_attempt(held, attempts("failed"), NOW))

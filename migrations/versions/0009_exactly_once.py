@@ -56,6 +56,36 @@ BEGIN
 END $$
 """
 
+# The first system's view of jobs, whose words for the states are fewer.
+TRAINING_JOBS = """
+CREATE OR REPLACE VIEW babylon_rl.training_jobs AS
+SELECT ('x' || left(md5(a.job_id || taken.window_id), 15))::bit(60)::bigint AS id,
+       (a.job_id || ':' || taken.window_id)::varchar AS training_id,
+       taken.window_id::varchar AS window_id,
+       g.group_digest::varchar AS dataset_id,
+       before.base_model::varchar AS base_model,
+       w.agents AS num_agents,
+       g.members AS num_examples,
+       __STATUS__::varchar AS status,
+       c.path AS checkpoint_path,
+       c.metrics,
+       a.created_at AT TIME ZONE 'UTC' AS created_at,
+       a.created_at AT TIME ZONE 'UTC' AS started_at,
+       a.finished_at AT TIME ZONE 'UTC' AS completed_at
+FROM babylon_rl.training_attempts a
+JOIN babylon_rl.snapshots s ON s.snapshot_id = a.snapshot_id
+CROSS JOIN LATERAL unnest(s.window_ids) AS taken (window_id)
+JOIN babylon_rl.checkpoints before ON before.checkpoint_id = a.parent_id
+LEFT JOIN babylon_rl.checkpoints c ON c.snapshot_id = a.snapshot_id AND c.parent_id = a.parent_id
+LEFT JOIN babylon_rl.windows w ON w.window_id = taken.window_id AND w.superseded_at IS NULL
+LEFT JOIN babylon_rl.art_groups g
+    ON g.window_id = taken.window_id AND g.superseded_at IS NULL AND g.status = 'trainable'
+   AND g.created_at <= a.created_at
+"""
+STATUS = """CASE a.state WHEN 'done' THEN 'completed' WHEN 'failed' THEN 'failed' WHEN 'cancelled' THEN 'failed'
+            WHEN 'written' THEN 'pending' ELSE 'training' END"""
+STATUS_BEFORE = "CASE a.state WHEN 'done' THEN 'completed' WHEN 'failed' THEN 'failed' ELSE 'training' END"
+
 ATTEMPTS = [
     sa.Column(
         "remote_model",
@@ -126,6 +156,7 @@ def upgrade() -> None:
         op.alter_column(table, column, comment=comment, existing_comment=before, schema=OURS)
     _make_parts_of_snapshots()
     _make_ledger()
+    op.execute(TRAINING_JOBS.replace("__STATUS__", STATUS))
     _refuse_changes()
 
 
@@ -235,6 +266,7 @@ def _refuse_changes() -> None:
 
 
 def downgrade() -> None:
+    op.execute(TRAINING_JOBS.replace("__STATUS__", STATUS_BEFORE))
     for table in ("snapshots", "snapshot_groups", "snapshot_members"):
         op.execute(f"DROP TRIGGER immutable ON babylon_rl.{table}")
     op.execute("DROP FUNCTION babylon_rl.refuse_change()")

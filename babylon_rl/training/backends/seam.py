@@ -5,6 +5,7 @@ from collections.abc import Callable
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import SettingsError
 from babylon_rl.settings import Settings
+from babylon_rl.training.backends.hosted import train_hosted
 from babylon_rl.training.trainer import Report, TrainerRequest, TrainerResult, train_update
 
 # Makes the update of a request whose job is in the ledger, or hands out the one that an earlier attempt made.
@@ -22,6 +23,8 @@ def train_on(backend: str) -> Train:
     """The backend of that name. SettingsError where there is none."""
     if backend == "torch":
         return _torch
+    if backend == "wandb":
+        return train_hosted
     raise SettingsError(f"There is no training backend {backend!r}; TRAINING_BACKEND is torch, wandb or art-local.")
 
 
