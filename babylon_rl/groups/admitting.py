@@ -13,6 +13,8 @@ import msgspec
 
 from babylon_rl.groups.advantages import SPREAD_TOLERANCE, centred_twice
 from babylon_rl.groups.provenance import (
+    IMPORTANCE_WEIGHTED,
+    PLAIN_SAMPLING,
     WEIGHTED_SUPERVISED,
     Admission,
     Lineage,
@@ -21,7 +23,7 @@ from babylon_rl.groups.provenance import (
     loss_for,
     provenance_of,
 )
-from babylon_rl.groups.trained_view import Group, Member, check_numbers, check_values
+from babylon_rl.groups.trained_view import Decision, Group, Member, check_numbers, check_values
 
 # Counted under this name: texts that did no better than the others of their window; and logged members of a window
 # that are too few by its settings, which are there as the others of its texts.
@@ -78,7 +80,24 @@ def ruling_of(
     if not set(names).isdisjoint(lineage.set_aside):
         aside = Ruling(None, "set_aside", f"set_aside: an alarm led back behind {member.checkpoint}")
         return provenance, aside
-    return provenance, loss_for(provenance, admission, days)
+    ruling = loss_for(provenance, admission, days)
+    if ruling.loss == IMPORTANCE_WEIGHTED and admission.backend in PLAIN_SAMPLING:
+        wrong = next((said for one in member.decisions if (said := drawn_otherwise(one))), None)
+        if wrong:
+            return provenance, Ruling(None, "drawn_otherwise", f"drawn_otherwise: an answer {wrong}")
+    return provenance, ruling
+
+
+def drawn_otherwise(decision: Decision) -> str | None:
+    """What an answer was drawn from, where that is not all tokens at temperature 1: a backend that takes its recorded
+    log-probabilities for those would form ratios of two different distributions."""
+    if decision.choices:
+        return "was answered out of given choices"
+    if decision.temperature != 1:
+        return f"was drawn at temperature {decision.temperature:g}"
+    if decision.top_p != 1:
+        return f"was drawn with top-p {decision.top_p:g}"
+    return None
 
 
 def admitted_members(

@@ -32,6 +32,9 @@ LOSSES: Mapping[str, frozenset[str]] = {
     "art-local": frozenset({IMPORTANCE_WEIGHTED}),
 }
 
+# Backends that compute probabilities over all tokens at temperature 1, whatever an answer was drawn from.
+PLAIN_SAMPLING = frozenset({"wandb", "art-local"})
+
 # Updates after which a recording is too old, whatever its ratio says.
 STALE_LIMIT = 8
 # Days between a recording's window and the update's last one after which it is too old: markets move on.
@@ -94,7 +97,9 @@ class Ruling(NamedTuple):
     """The loss that a trajectory enters, or None with why. `kind`: one word for counts; `reason`: for a person."""
 
     loss: Loss | None
-    kind: Literal["", "stale", "stale_days", "foreign_model", "no_logprobs", "no_text", "narrowed", "set_aside"] = ""
+    kind: Literal[
+        "", "stale", "stale_days", "foreign_model", "no_logprobs", "no_text", "narrowed", "set_aside", "drawn_otherwise"
+    ] = ""
     reason: str = ""
 
 

@@ -139,6 +139,23 @@ def test_texts_are_left_out_where_backend_setting_or_age_forbid_them(changed, re
         make_snapshot([group_of(*texts(9.0, -9.0))], "demo", {**SETTINGS, **changed}, 1, lineage=LINEAGE)
 
 
+@pytest.mark.parametrize(
+    ("drawn", "trains"),
+    [({}, True), ({"choices": made.CHOICES}, False), ({"temperature": 0.7}, False), ({"top_p": 0.9}, False)],
+)
+@pytest.mark.parametrize("backend", ["wandb", "art-local"])
+def test_answers_drawn_from_another_distribution_reach_no_backend_that_assumes_the_whole_one(backend, drawn, trains):
+    free = {"choices": None, "exploration": 0.0, "temperature": 1.0, "top_p": 1.0, **drawn}
+    calls = {name: [msgspec.structs.replace(made.call(name, "BUY"), **free)] for name in ("a", "b")}
+    runs = [made.trajectory(name, "BUY", pnl, calls=calls[name]) for name, pnl in (("a", 5.0), ("b", -5.0))]
+    settings = {**SETTINGS, "backend": backend}
+    if trains:
+        assert len(make_snapshot([group_of(*runs)], "demo", settings, 1, lineage=LINEAGE).groups[0].members) == 2
+    else:
+        with pytest.raises(TrainingError, match="2 members drawn_otherwise"):
+            make_snapshot([group_of(*runs)], "demo", settings, 1, lineage=LINEAGE)
+
+
 def test_days_count_back_from_the_largest_window_of_the_batch():
     old = group_of(*logged())
     new = msgspec.structs.replace(old, window_id="2026-01-19T11:00")

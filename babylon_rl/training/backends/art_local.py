@@ -19,10 +19,11 @@ import msgspec
 
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import TrainingError
+from babylon_rl.groups.admitting import drawn_otherwise
 from babylon_rl.groups.advantages import LEAVE_ONE_OUT
 from babylon_rl.groups.art_types import batch_to_art
 from babylon_rl.groups.snapshots import Snapshot, load_snapshot
-from babylon_rl.groups.trained_view import Decision, Member, check_numbers
+from babylon_rl.groups.trained_view import Member, check_numbers
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.art_contract import VERSION, explanation
 from babylon_rl.training.chat_tokens import ChatTokens, for_art
@@ -143,20 +144,12 @@ def _check(member: Member) -> None:
         )
     for decision in member.decisions:
         check_numbers(decision)
-        if wrong := _drawn_otherwise(decision):
+        if wrong := drawn_otherwise(decision):
             raise TrainingError(
                 f"Call {decision.call_id} {wrong}, and ART's local trainer computes probabilities over all tokens at "
                 "temperature 1: its ratios would be of two different distributions. Use TRAINING_BACKEND=torch, which "
                 "evaluates answers as they were drawn."
             )
-
-
-def _drawn_otherwise(decision: Decision) -> str | None:
-    if decision.choices:
-        return "was answered out of given choices"
-    if decision.temperature != 1:
-        return f"was drawn at temperature {decision.temperature:g}"
-    return None
 
 
 def _attempt(request: TrainerRequest, snapshot: Snapshot, work: Path, report: Report) -> tuple[Made, list[Any]]:

@@ -9,6 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from babylon_rl.errors import TrainingError
+from babylon_rl.groups.admitting import drawn_otherwise
 from babylon_rl.groups.advantages import LEAVE_ONE_OUT
 from babylon_rl.groups.art_types import batch_to_art
 from babylon_rl.groups.snapshots import Snapshot
@@ -86,6 +87,12 @@ def _check(member: Member) -> None:
     for decision in member.decisions:
         if not decision.token_ids:
             raise VerbatimError(f"Call {decision.call_id} has no sampled tokens; leave its trajectory out.")
+        if wrong := drawn_otherwise(decision):
+            raise TrainingError(
+                f"Call {decision.call_id} {wrong}, and the hosted service computes probabilities over all tokens at "
+                "temperature 1. Nothing was sent. Use TRAINING_BACKEND=torch, which evaluates answers as they were "
+                "drawn."
+            )
         check_numbers(decision)
 
 
