@@ -168,12 +168,14 @@ def serve(
     from babylon_rl.serving.process import serve as serve_until_interrupted
 
     settings = settings_for(database, model)
-    base_folder, name, adapters = served_checkpoint(settings, checkpoint)
+    base_folder, name, adapters, precision = served_checkpoint(settings, checkpoint)
     asked_for = next(iter(adapters), name)
     console.print(
         f"Serving {asked_for} at http://127.0.0.1:{port}/v1 (model {asked_for!r}); Ctrl-C ends it.", soft_wrap=True
     )
-    serve_until_interrupted(base_folder, name, "127.0.0.1", port, settings.device, settings.threads, adapters)
+    serve_until_interrupted(
+        base_folder, name, "127.0.0.1", port, settings.device, settings.threads, adapters, precision
+    )
 
 
 # --- the loop --------------------------------------------------------------------------------------

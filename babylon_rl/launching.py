@@ -25,10 +25,13 @@ from babylon_rl.training.backends.seam import resolved
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.batches import BATCHES, Choice, Wanted, add_batch, batches_of, choose, unfinished
 from babylon_rl.training.due import DueUpdate, due_updates
+from babylon_rl.training.policy import precision_of
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.runs import TrainingRun, list_runs, load_run, run_of_window, start_run
 from babylon_rl.windows import neighbours, parse_window_id, shift_window, window_of, window_range
 
+# ART's own default, for its models are larger and its trainer is not ours.
+ART_LEARNING_RATE = 5e-6
 MOST_WINDOWS = 168  # of one Dagster run
 LOOKS = 30.0  # seconds between two looks for a due update
 DEFAULT_ESS_FLOOR = Settings.model_fields["ess_floor"].default
@@ -64,10 +67,11 @@ def recipe_of(settings: Settings, model: Model, windows: int, backend: str) -> R
         changes["ess_floor"] = settings.ess_floor
     if (admit := admit_of(settings.admit)) is not msgspec.UNSET:
         changes["admit"] = admit
-    if settings.precision == "bfloat16":
+    if backend == "torch" and precision_of(settings.precision, settings.device) is not None:
         changes["precision"] = "bfloat16"
     if backend != "torch":  # ART's trainer takes sampled answers and their window's own baseline
         changes |= {"advantages": "leave_one_out", "balanced_answers": None}
+        changes.setdefault("learning_rate", ART_LEARNING_RATE)
     return Recipe(
         windows_per_update=windows, minibatches=min(4, windows), stale_limit=settings.stale_updates, **changes
     )

@@ -4,6 +4,9 @@ import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import ServingError
@@ -19,6 +22,7 @@ from babylon_rl.serving.process import running_endpoint
 from babylon_rl.settings import Settings
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.checkpoint_store import check_base, local_folder, refuse_deleted
+from babylon_rl.training.policy import precision_of
 from babylon_rl.training.runs import (
     base_checkpoint,
     load_checkpoint,
@@ -28,10 +32,21 @@ from babylon_rl.training.runs import (
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
 
-def served_checkpoint(settings: Settings, checkpoint: str) -> tuple[Path, str, dict[str, str]]:
-    """Base folder, the base model's name, and the adapters (name to folder) of base, promoted, or a checkpoint."""
+class Served(NamedTuple):
+    """What an endpoint serves: base folder, the base model's name, adapters by name, and the precision to compute in,
+    which is that of the run that trains on what is sampled."""
+
+    folder: Path
+    name: str
+    adapters: dict[str, str]
+    precision: str | None
+
+
+def served_checkpoint(settings: Settings, checkpoint: str) -> Served:
+    """What `base`, `promoted`, or a checkpoint's id stands for."""
     if checkpoint == "base":
-        return prepare_base_model(settings.base_model, settings.home, 0, corpus()), settings.base_model, {}
+        folder = prepare_base_model(settings.base_model, settings.home, 0, corpus())
+        return Served(folder, settings.base_model, {}, precision_of(settings.precision, settings.device))
     with prepare(settings).connect() as connection:
         if checkpoint == "promoted":
             row = promoted(connection)
@@ -47,10 +62,11 @@ def served_checkpoint(settings: Settings, checkpoint: str) -> tuple[Path, str, d
         )
     folder = prepare_base_model(found.base_model, settings.home, run.seed if run else 0, corpus())
     base = base_checkpoint(found.training_run)
+    precision = None if run is None or run.recipe.precision is msgspec.UNSET else run.recipe.precision
     if found.path is None:
-        return folder, base, {}
+        return Served(folder, base, {}, precision)
     check_base(found, folder, settings.home)
-    return folder, base, {found.checkpoint_id: str(local_folder(found, settings.home))}
+    return Served(folder, base, {found.checkpoint_id: str(local_folder(found, settings.home))}, precision)
 
 
 def play_command(
@@ -130,6 +146,6 @@ def _endpoint(settings: Settings, url: str | None, checkpoint: str) -> Iterator[
 
         yield Endpoint(url, checkpoint, os.environ.get("OPENAI_API_KEY"))
         return
-    folder, name, adapters = served_checkpoint(settings, checkpoint)
-    with running_endpoint(folder, name, settings.device, settings.threads, adapters) as served:
+    folder, name, adapters, precision = served_checkpoint(settings, checkpoint)
+    with running_endpoint(folder, name, settings.device, settings.threads, adapters, precision) as served:
         yield Endpoint(served.base_url, next(iter(adapters), name))

@@ -112,7 +112,7 @@ def dry_run(
     prepare_base(settings, run)
     with database.connect() as connection:
         each = [forecast_of(connection, settings, run, batch) for batch in batches]
-        speed = measured_speed(connection, run)
+        speed = measured_speed(connection, settings, run)
     total = sum_of(each)
     say.gathered |= {
         "dry_run": True,
@@ -158,6 +158,9 @@ def forecast_lines(
         what = f"{count:,} trajectories: {why}" if members == "members" else f"{count:,} {reason}"
         yield f"  left out: {what.replace('_', ' ')}"
     yield f"Tokens: {total.prompt_tokens:,} of prompts, {total.answer_tokens:,} of answers."
+    if len(total.tokens_by_loss) > 1:
+        for loss, found in total.tokens_by_loss.items():
+            yield f"  {loss}: {found['prompt']:,} of prompts, {found['answer']:,} of answers"
     seconds = seconds_of(total, run, speed)
     if seconds is None or speed is None:
         yield f"Time: not known; no update of {run.base_model} on {run.backend} was measured yet."

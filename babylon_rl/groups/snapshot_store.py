@@ -14,7 +14,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg.types.json import Jsonb
 
-from babylon_rl import __version__
+from babylon_rl.code_version import code_version
 from babylon_rl.database.bulk import copy_rows, stream_rows
 from babylon_rl.database.tables import model_tables
 from babylon_rl.errors import TrainingError
@@ -138,7 +138,7 @@ def write_snapshot(
             content,
             list(header.window_ids),
             None if made_from is None else Jsonb(msgspec.to_builtins(made_from)),
-            __version__,
+            code_version(),
         ),
     ).rowcount
     if not inserted:

@@ -41,7 +41,12 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def running_endpoint(
-    base_folder: Path, base_name: str, device: str, threads: int, adapters: Mapping[str, str] | None = None
+    base_folder: Path,
+    base_name: str,
+    device: str,
+    threads: int,
+    adapters: Mapping[str, str] | None = None,
+    precision: str | None = None,
 ) -> Iterator[Endpoint]:
     """An endpoint on a free loopback port, stopped at the end. ServingError with its last output where it fails."""
     with socket.socket() as probe:
@@ -53,6 +58,7 @@ def running_endpoint(
                 *(sys.executable, "-m", "babylon_rl.serving.process"),
                 *("--base", str(base_folder), "--name", base_name, "--port", str(port)),
                 *("--device", device, "--threads", str(threads), "--parent-pipe"),
+                *(("--precision", precision) if precision else ()),
             ],
             # The endpoint watches its standard input and ends when this process does, however that happens.
             stdin=subprocess.PIPE,

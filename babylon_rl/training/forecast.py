@@ -11,12 +11,14 @@ import psycopg
 
 from babylon_rl.errors import TrainingError
 from babylon_rl.groups.admitting import labels_of
+from babylon_rl.groups.provenance import IMPORTANCE_WEIGHTED
 from babylon_rl.groups.snapshots import stream_groups
 from babylon_rl.groups.trained_view import Member
 from babylon_rl.settings import Settings
+from babylon_rl.training.admission import Checker
 from babylon_rl.training.batches import parent_at
 from babylon_rl.training.runs import TrainingRun
-from babylon_rl.training.updates import planned
+from babylon_rl.training.updates import planned, tokenizer_folder
 
 # Earlier updates that a speed is taken from, the latest ones.
 MEASURED = 3
@@ -27,17 +29,26 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
     `groups`: windows by the status of their group, "not_materialized" where there is none yet. `trajectories`: those
     that are trained on, by loss and label; `left_out`: counts by reason; words that begin with "members" count
-    trajectories, the others windows. Tokens are those of the trained trajectories, each counted once. `refused`: why an
-    update would not be made.
+    trajectories, the others windows. `tokens_by_loss`: of prompts and answers of the trained trajectories, each counted
+    once, those of a text as the trainer's tokenizer gives them. `refused`: why an update would not be made.
     """
 
     windows: int
     groups: dict[str, int]
     trajectories: dict[str, dict[str, int]]
     left_out: dict[str, int]
-    prompt_tokens: int
-    answer_tokens: int
+    tokens_by_loss: dict[str, dict[str, int]]
     refused: list[str]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(found["prompt"] for found in self.tokens_by_loss.values())
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(found["answer"] for found in self.tokens_by_loss.values())
 
     @property
     def tokens(self) -> int:
@@ -65,7 +76,8 @@ def forecast_of(
     statuses = dict(connection.execute(_STATUSES, (list(windows),)).fetchall())
     counts = Counter(statuses.get(window, "not_materialized") for window in windows)
     parent = parent_at(connection, run, last)
-    prompt = answer = 0
+    checker = Checker(tokenizer_folder(settings, run))
+    tokens: dict[str, Counter[str]] = {}
     trajectories: dict[str, Counter[str]] = {}
     left_out: dict[str, int] = {}
     refused = []
@@ -75,8 +87,9 @@ def forecast_of(
             for group in stream_groups(connection, header.snapshot_id):
                 for loss, labels in labels_of(group.members).items():
                     trajectories.setdefault(loss, Counter()).update(labels)
-                prompts, answers = _tokens(group.members)
-                prompt, answer = prompt + prompts, answer + answers
+                for loss, (prompts, answers) in _tokens(group.members, checker).items():
+                    found = tokens.setdefault(loss, Counter())
+                    found.update(prompt=prompts, answer=answers)
     except TrainingError as error:
         refused.append(str(error))
     return Forecast(
@@ -84,8 +97,7 @@ def forecast_of(
         groups=dict(sorted(counts.items())),
         trajectories={loss: dict(sorted(labels.items())) for loss, labels in sorted(trajectories.items())},
         left_out=left_out,
-        prompt_tokens=prompt,
-        answer_tokens=answer,
+        tokens_by_loss={loss: dict(found) for loss, found in sorted(tokens.items())},
         refused=refused,
     )
 
@@ -93,24 +105,34 @@ def forecast_of(
 _STATUSES = "SELECT window_id, status FROM babylon_rl.art_groups WHERE window_id = ANY(%s) AND superseded_at IS NULL"
 
 
-def _tokens(members: Iterable[Member]) -> tuple[int, int]:
-    decisions = [decision for member in members for decision in member.decisions]
-    return sum(len(d.prompt_token_ids) for d in decisions), sum(len(d.token_ids) for d in decisions)
+def _tokens(members: Iterable[Member], checker: Checker) -> dict[str, tuple[int, int]]:
+    """Tokens of prompts and answers by loss; a text counts 0 where no tokenizer is at hand."""
+    found: dict[str, tuple[int, int]] = {}
+    for member in members:
+        loss = IMPORTANCE_WEIGHTED if member.loss is msgspec.UNSET else member.loss
+        prompt, answer = found.get(loss, (0, 0))
+        for decision in member.decisions:
+            prompts, answers = checker.lengths(decision) or (0, 0)
+            prompt, answer = prompt + prompts, answer + answers
+        found[loss] = prompt, answer
+    return found
 
 
 def sum_of(forecasts: Sequence[Forecast]) -> Forecast:
     """Several updates together."""
     trajectories: dict[str, Counter[str]] = {}
+    tokens: dict[str, Counter[str]] = {}
     for one in forecasts:
         for loss, labels in one.trajectories.items():
             trajectories.setdefault(loss, Counter()).update(labels)
+        for loss, found in one.tokens_by_loss.items():
+            tokens.setdefault(loss, Counter()).update(found)
     return Forecast(
         windows=sum(one.windows for one in forecasts),
         groups=dict(sum((Counter(one.groups) for one in forecasts), Counter())),
         trajectories={loss: dict(labels) for loss, labels in trajectories.items()},
         left_out=dict(sum((Counter(one.left_out) for one in forecasts), Counter())),
-        prompt_tokens=sum(one.prompt_tokens for one in forecasts),
-        answer_tokens=sum(one.answer_tokens for one in forecasts),
+        tokens_by_loss={loss: dict(found) for loss, found in tokens.items()},
         refused=[why for one in forecasts for why in one.refused],
     )
 
@@ -118,7 +140,7 @@ def sum_of(forecasts: Sequence[Forecast]) -> Forecast:
 # --- time and cost ---------------------------------------------------------------------------------
 
 
-def measured_speed(connection: psycopg.Connection, run: TrainingRun) -> Speed | None:
+def measured_speed(connection: psycopg.Connection, settings: Settings, run: TrainingRun) -> Speed | None:
     """Tokens a second of the latest finished updates of the same backend and base model; None where there is none.
 
     A token counts once for each of the update's passes. The time holds all that an update does, its process's start
@@ -134,9 +156,11 @@ def measured_speed(connection: psycopg.Connection, run: TrainingRun) -> Speed | 
            ORDER BY a.finished_at DESC LIMIT %s""",
         (run.backend, run.base_model, MEASURED),
     ).fetchall()
+    checker = Checker(tokenizer_folder(settings, run))
     tokens = sum(
-        epochs * sum(sum(_tokens(group.members)) for group in stream_groups(connection, snapshot))
+        epochs * sum(map(sum, _tokens(group.members, checker).values()))
         for snapshot, _, epochs in rows
+        for group in stream_groups(connection, snapshot)
     )
     seconds = sum(took for _, took, _ in rows)
     return Speed(tokens / seconds, len(rows)) if tokens and seconds else None

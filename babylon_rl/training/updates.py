@@ -236,7 +236,7 @@ def _snapshot_of(
     # What was set aside is not of this lineage, though its step may be.
     lineage = lineage_at(connection, run, parent, window_id)
     recipe = {**run.recipe.as_json(), "backend": run.backend, "last_window": max(sources, default=window_id)}
-    checker = Checker(_tokenizer_folder(settings, run), lineage, Admission.of(recipe))
+    checker = Checker(tokenizer_folder(settings, run), lineage, Admission.of(recipe))
     return build_snapshot(
         connection,
         _trainable(connection, sources, checker, left_out, refused),
@@ -270,7 +270,7 @@ def _trainable(
             yield group
 
 
-def _tokenizer_folder(settings: Settings, run: TrainingRun) -> Path | None:
+def tokenizer_folder(settings: Settings, run: TrainingRun) -> Path | None:
     """Folder of the base model, or of what is known of a service's; None where that is nothing."""
     if is_hosted(run.backend):
         return settings.wandb_tokenizer
@@ -307,7 +307,7 @@ def _row(window_id: str, run: TrainingRun | None, state: Checkpoint | None, reas
 def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot: SnapshotHeader) -> TrainerRequest:
     job_id = job_id_of(parent.checkpoint_id, snapshot.snapshot_id, run.recipe.digest())
     checkpoint_id = f"{run.training_run}@{parent.step + 1}-{job_id[:8]}"
-    base_folder = _tokenizer_folder(settings, run)
+    base_folder = tokenizer_folder(settings, run)
     if base_folder is not None and not is_hosted(run.backend):
         check_base(parent, base_folder, settings.home)
     return TrainerRequest(

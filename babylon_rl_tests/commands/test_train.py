@@ -153,8 +153,14 @@ def test_a_hosted_backend_says_what_it_would_send_and_sends_nothing_that_nobody_
 
 @pytest.mark.parametrize(("answer", "limit"), [(True, 1.5), (False, None)])
 def test_on_a_terminal_it_is_asked_and_what_was_agreed_to_is_the_limit_of_the_update(monkeypatch, answer, limit):
-    found = Forecast(windows=1, groups={}, trajectories={"importance_weighted": {"on_policy": 8}}, left_out={},
-                     prompt_tokens=400_000, answer_tokens=100_000, refused=[])  # fmt: skip
+    found = Forecast(
+        windows=1,
+        groups={},
+        trajectories={"importance_weighted": {"on_policy": 8}},
+        left_out={},
+        tokens_by_loss={"importance_weighted": {"prompt": 400_000, "answer": 100_000}},
+        refused=[],
+    )
     monkeypatch.setattr(forecast, "forecast_of", lambda *_: found)
     monkeypatch.setattr(training_told.sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(training_told.typer, "confirm", lambda *_, **__: answer)

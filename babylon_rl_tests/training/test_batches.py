@@ -167,14 +167,14 @@ def test_a_forecast_counts_what_the_update_then_takes_and_writes_nothing(run, mo
     batch = [window(1), window(3), window(4), window(5)]
     with run.database.connect() as connection:
         found = forecast_of(connection, run.settings, run.stored(), batch)
-        assert measured_speed(connection, run.stored()) is None
+        assert measured_speed(connection, run.settings, run.stored()) is None
     assert everything(run.database) == before
     assert found.groups == {"trainable": 2, "no_spread": 1, "not_materialized": 1}
     row = run.train(batch)
     assert row["groups_trained"] == 2 and found.windows == 4
     with run.database.connect() as connection:
         snapshot = load_snapshot(connection, row["snapshot_id"])
-        speed = measured_speed(connection, run.stored())
+        speed = measured_speed(connection, run.settings, run.stored())
     members = [member for group in snapshot.groups for member in group.members]
     decisions = [decision for member in members for decision in member.decisions]
     assert found.trajectories == {"importance_weighted": {"on_policy": len(members)}}
