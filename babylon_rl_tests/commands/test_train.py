@@ -136,6 +136,8 @@ def test_a_hosted_backend_says_what_it_would_send_and_sends_nothing_that_nobody_
     from babylon_rl.training.runs import list_runs
 
     play(database, tmp_path)
+    with database.connect() as connection:  # as an endpoint of the service records: free text
+        connection.execute("UPDATE babylon_rl.recorded_calls SET choices = NULL, exploration = 0")
     asked = train("--window", FIRST, BABYLON_RL_TRAINING_PRICE="3", **HOSTED)
     assert asked.returncode == 2 and "nobody can be asked" in asked.stderr, asked.stderr
     assert "1 window, 8 trajectories" in asked.stderr
