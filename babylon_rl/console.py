@@ -11,12 +11,21 @@ import typer
 from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from babylon_rl.settings import Settings, get_settings
 from babylon_rl.settings.names import SETTINGS_FILE
 
 console = Console()
 errors = Console(stderr=True)
+WIDE = 160  # of a table, where no terminal says how wide it is
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as it wants to be, unless a terminal is narrower."""
+    wide = console if console.is_terminal else Console(width=max(console.width, WIDE))
+    wide.print(table)
+
 
 DatabaseOption = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="PostgreSQL to use instead of the embedded server.")

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from babylon_rl.console import DatabaseOption, JsonOption, console, settings_for
+from babylon_rl.console import DatabaseOption, JsonOption, console, print_table, settings_for
 
 if TYPE_CHECKING:
     from babylon_rl.training.retention import Pruned, Standing
 
-WIDE = 160  # where no terminal says how wide it is
 
 app = typer.Typer(help="The checkpoints: list, show, prune.", invoke_without_command=True)
 
@@ -43,7 +41,7 @@ def listed(
     if not found:
         console.print("There is no checkpoint yet; `babylon-rl demo` and `babylon-rl train` make some.")
         return
-    _print(_table(found, "why it stays"))
+    print_table(_table(found, "why it stays"))
     free = [one for one in found if one.state != "deleted" and not one.why]
     if free:
         console.print(f"{len(free)} of {len(found)} may go: `babylon-rl checkpoints prune` says what that frees.")
@@ -113,7 +111,7 @@ def prune(
 
 def _tell(done: "Pruned") -> None:
     if done.gone or done.left:
-        _print(_table([*done.gone, *done.left], None))
+        print_table(_table([*done.gone, *done.left], None))
     verb = "are deleted" if done.applied else "would go"
     left = f", and what is left of {len(done.left)} that were deleted before" if done.left else ""
     _say(f"Checkpoints that {verb}: {len(done.gone)}{left}; bytes freed: {_size(done.freed)}.")
@@ -150,11 +148,6 @@ def _table(found: "list[Standing]", why: str | None) -> Table:
             *reason,
         )
     return table
-
-
-def _print(table: Table) -> None:
-    wide = console if console.is_terminal else Console(width=max(console.width, WIDE))
-    wide.print(table)
 
 
 def _say(line: str) -> None:

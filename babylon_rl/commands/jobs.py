@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from babylon_rl.console import DatabaseOption, JsonOption, console, settings_for
+from babylon_rl.console import DatabaseOption, JsonOption, console, print_table, settings_for
 from babylon_rl.errors import TrainingError
 
 app = typer.Typer(help="Training jobs: where each stands, and what to do about it.")
@@ -52,7 +52,7 @@ def jobs(
         to_do = "" if job.state == "done" else "a process works on it" if worker else what_to_do(job)
         cells = (job.job_id[:CUT], job.state, _age(now, job.created_at), job.backend, job.remote_job_id or "", to_do)
         table.add_row(*map(escape, cells))
-    console.print(table)
+    print_table(table)
 
 
 @app.command("show")

@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from babylon_rl import __version__
-from babylon_rl.console import DatabaseOption, JsonOption, console, errors, settings_for
+from babylon_rl.console import DatabaseOption, JsonOption, console, errors, print_table, settings_for
 
 if TYPE_CHECKING:
     from babylon_rl.groups.rebuilding import Difference, Rebuilt
@@ -38,7 +38,7 @@ def snapshot_list(as_json: JsonOption = False, database: DatabaseOption = None) 
     if as_json:
         print(json.dumps(msgspec.to_builtins(found)))
     elif found:
-        console.print(_table(found))
+        print_table(_table(found))
     else:
         console.print("No snapshot yet: an update makes one. `babylon-rl train` starts a run.")
 

@@ -6,18 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from babylon_rl.commands.counting import counting
-from babylon_rl.console import DatabaseOption, JsonOption, console, settings_for
+from babylon_rl.console import DatabaseOption, JsonOption, console, print_table, settings_for
 from babylon_rl.settings import Settings
 
 if TYPE_CHECKING:
     from babylon_rl.recording.listing import ListedWindow
-
-# Where no terminal says how wide it is: reasons stand on one line.
-WIDE = 160
 
 
 def windows(
@@ -67,8 +63,7 @@ def _live(settings: Settings, min_agents: int, now: datetime, lookback_hours: fl
 def _tell(shown: "list[ListedWindow]", found: "list[ListedWindow]", live: bool, looked_back: float | None) -> None:
     quiet = [one for one in shown if one.recorded == 0]
     if len(shown) > len(quiet):
-        wide = console if console.is_terminal else Console(width=max(console.width, WIDE))
-        wide.print(_table(one for one in shown if one.recorded))
+        print_table(_table(one for one in shown if one.recorded))
     named = [one for one in found if one.window_id is not None]
     rows = sum(one.recorded for one in found)
     said = f"{len(named):,} windows, {sum(one.ready for one in named):,} ready; {rows:,} rows: "

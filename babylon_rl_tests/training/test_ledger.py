@@ -191,7 +191,7 @@ def test_a_local_job_that_ends_badly_is_failed_and_the_next_attempt_takes_it_up(
     def launch(_):
         raise error
 
-    with pytest.raises(type(error)), trained(database, request, launch):
+    with pytest.raises(type(error)), trained(database, settings, request, launch):
         pass
     with database.connect() as connection:
         found = ledger.load_job(connection, job.job_id)
@@ -199,7 +199,7 @@ def test_a_local_job_that_ends_badly_is_failed_and_the_next_attempt_takes_it_up(
     assert ("interrupted" in found.error) == isinstance(error, KeyboardInterrupt)
     assert written_job(database, backend="torch").state == "written"
     made = TrainerResult(folder=None, weights_sha256=None, metrics=STEP, steps=[STEP])
-    with trained(database, request, lambda _: made) as result, database.connect() as connection:
+    with trained(database, settings, request, lambda _: made) as result, database.connect() as connection:
         ledger.done(connection, job.job_id, 1)
     assert result == made
     with database.connect() as connection:
@@ -217,7 +217,7 @@ def test_a_local_job_that_a_killed_process_left_running_is_taken_up_and_a_cancel
             ledger.cancel(connection, job.job_id, "ann")
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), trained(database, request_of(job, settings), cancelled_meanwhile):
+    with pytest.raises(KeyboardInterrupt), trained(database, settings, request_of(job, settings), cancelled_meanwhile):
         pass
     with database.connect() as connection:
         assert ledger.load_job(connection, job.job_id).state == "cancelled"
