@@ -15,6 +15,7 @@ from babylon_rl.groups.snapshots import make_snapshot, save_snapshot
 from babylon_rl.settings import get_settings
 from babylon_rl.training.backends import art_local
 from babylon_rl.training.backends.seam import train_on
+from babylon_rl.training.backends.torch import resume
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.trainer import TrainerRequest, weights_digest
 from babylon_rl_tests.training.batches import sampled_groups
@@ -183,6 +184,15 @@ def test_a_second_attempt_is_answered_from_the_first_ones_checkpoint(database, r
     asked = len(runtime)
     assert train_on("art-local")(request_for, database, get_settings(), lambda _: None) == first
     assert len(runtime) == asked
+
+
+def test_the_work_folder_of_a_live_process_is_left_alone(database, request_for, runtime):
+    folder = Path(request_for.folder)
+    with resume.work_folder(folder.with_name(f".{folder.name}.work")) as work:
+        (work / "step").touch()
+        with pytest.raises(TrainingError, match="Another process"):
+            train_on("art-local")(request_for, database, get_settings(), lambda _: None)
+        assert (work / "step").exists() and not runtime
 
 
 def test_a_machine_without_gpu_and_unsloth_is_told_what_is_missing_and_how_to_get_it(

@@ -26,6 +26,7 @@ from babylon_rl.groups.snapshots import Snapshot, load_snapshot
 from babylon_rl.groups.trained_view import Member, check_numbers
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.art_contract import VERSION, explanation
+from babylon_rl.training.backends.torch.resume import work_folder
 from babylon_rl.training.chat_tokens import ChatTokens, for_art
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.trainer import (
@@ -71,18 +72,15 @@ def train_art_local(request: TrainerRequest, database: Database, settings: Setti
         for member in group.members:
             _check(member)
     folder = Path(request.folder)
-    work = folder.with_name(f".{folder.name}.work")
-    shutil.rmtree(work, ignore_errors=True)
     try:
-        work.mkdir(parents=True)
-        return _moved(request, *_attempt(request, snapshot, work, report))
+        with work_folder(folder.with_name(f".{folder.name}.work")) as work:
+            done = finished(request)  # by the attempt that held the folder until now
+            return done if done is not None else _moved(request, *_attempt(request, snapshot, work, report))
     except OSError as error:
         raise TrainingError(
             f"The checkpoint could not be written to {folder} ({error}). The parent {request.parent_id} stays; free "
             "some disk space and run the command again."
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def missing() -> list[str]:
