@@ -24,10 +24,6 @@ from babylon_rl.training.piecewise import PiecewiseTokens
 # that drew them: a tenth of the batch would decide the step.
 ESS_FLOOR = 0.1
 
-# Effective sample size, as a share of the answers drawn, below which importance ratios no longer correct for the policy
-# that drew them: a tenth of the batch would decide the step.
-ESS_FLOOR = 0.1
-
 PROMPT_TOO_LONG, CONTROL_TOKENS = "prompt_too_long", "control_tokens"
 PROMPT_NOT_REPRODUCED, ANSWER_NOT_REPRODUCED = "prompt_not_reproduced", "answer_not_reproduced"
 
