@@ -31,6 +31,7 @@ from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, s
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.batches import batch_ending
 from babylon_rl.training.checkpoint_store import check_base, local_folder, refuse_deleted, working_folder
+from babylon_rl.training.earlier_format import kept_update
 from babylon_rl.training.ledger import done, is_hosted, job_id_of, open_job
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
 from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
@@ -155,6 +156,10 @@ def _update(
             save_alarms(connection, run, window_id, checked.rows)
             state = load_checkpoint(connection, checked.response.checkpoint)
             return {**_row(window_id, run, state, _answer(checked)), "metrics": checked.as_metrics(), **looked_at}
+        former = kept_update(connection, run, parent.checkpoint_id, window_id, consumed)
+        if former is not None:
+            save_alarms(connection, run, window_id, checked.rows)
+            return former
         refuse_deleted(parent)
         try:
             snapshot = _snapshot_of(connection, settings, run, parent, window_id, windows, rows, failed)

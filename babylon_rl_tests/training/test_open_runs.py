@@ -27,6 +27,7 @@ from babylon_rl.training.lineage import lineage_at, new_groups, state_before
 from babylon_rl.training.runs import start_run
 from babylon_rl.windows import parse_window_id, shift_window
 from babylon_rl_tests.scoring import made
+from babylon_rl_tests.training.lineages import snapshot
 from babylon_rl_tests.training.rounds import ONE_SIDED, SIZE, OpenRun, plant, window
 
 PARTITIONS_START = "2024-01-01T00:00"
@@ -120,6 +121,47 @@ def test_the_same_windows_again_come_to_the_same_rows_and_the_same_job(opened):
     with opened.database.connect() as connection:
         jobs = connection.execute("SELECT state, count(*) FROM babylon_rl.training_attempts GROUP BY state").fetchall()
     assert jobs == [("done", 3)]
+
+
+def in_format_1(opened: OpenRun, changes: str = "state = state") -> None:
+    """Make the run's one update what a database from before format 2 holds of it: another id, no job by that id."""
+    with opened.database.connect() as connection:
+        connection.execute("SET LOCAL session_replication_role = replica")  # what is stored is immutable otherwise
+        (old,) = connection.execute("SELECT snapshot_id FROM babylon_rl.snapshots").fetchone() or ()
+        former = snapshot(connection, load_snapshot(connection, old).groups, form=1)
+        for table in ("snapshot_members", "snapshot_groups", "training_attempts", "snapshots"):
+            connection.execute(f"DELETE FROM babylon_rl.{table} WHERE snapshot_id = %s", (old,))
+        for table in ("checkpoints", "trained_checkpoints"):
+            connection.execute(
+                f"""UPDATE babylon_rl.{table} SET snapshot_id = %s, checkpoint_id = 'run@1-former'
+                    WHERE snapshot_id = %s""",
+                (former, old),
+            )
+        connection.execute(f"UPDATE babylon_rl.checkpoints SET {changes} WHERE checkpoint_id = 'run@1-former'")
+
+
+def test_an_update_from_a_snapshot_of_format_1_is_not_made_again_over_the_same_groups(opened):
+    opened.play(0, 1)
+    opened.compute(window(0), window(1))
+    in_format_1(opened)
+    before = opened.checkpoints()
+    (row,) = opened.compute(window(1), window(1))
+    assert (row["checkpoint_id"], row["updated"], row["groups_trained"]) == ("run@1-former", True, 2)
+    assert len(opened.trained) == 1 and opened.checkpoints() == before
+    assert opened.compute(window(1), window(1)) == [row] and len(opened.trained) == 1
+
+    opened.play(1, scale=2.0)
+    (row,) = opened.compute(window(1), window(1))
+    assert row["updated"] and row["checkpoint_id"] != "run@1-former" and len(opened.trained) == 2
+
+
+@pytest.mark.parametrize("gone", ["state = 'deleted'", "path = '/nowhere'"])
+def test_an_update_from_a_snapshot_of_format_1_whose_weights_are_gone_is_made_again(opened, gone):
+    opened.play(0, 1)
+    opened.compute(window(0), window(1))
+    in_format_1(opened, gone)
+    (row,) = opened.compute(window(1), window(1))
+    assert row["updated"] and row["checkpoint_id"] != "run@1-former" and row["parent_id"] == "run@0"
 
 
 def test_a_corrected_window_is_not_trained_twice_and_training_it_again_starts_a_branch(opened):
