@@ -115,6 +115,8 @@ def _tell(done: "Pruned") -> None:
     verb = "are deleted" if done.applied else "would go"
     left = f", and what is left of {len(done.left)} that were deleted before" if done.left else ""
     _say(f"Checkpoints that {verb}: {len(done.gone)}{left}; bytes freed: {_size(done.freed)}.")
+    for path, size in done.work.items():
+        _say(f"  {path}: what an update left that was abandoned, {_size(size)}")
     _say(f"Checkpoints that stay: {len(done.kept)}.")
     for one in done.kept:
         _say(f"  {one.checkpoint_id}: {'; '.join(one.why)}")
@@ -125,7 +127,7 @@ def _tell(done: "Pruned") -> None:
         )
     for checkpoint, said in done.failed.items():
         _say(f"{checkpoint} could not be removed ({said}); the same command tries again.")
-    if not done.applied and (done.gone or done.left):
+    if not done.applied and (done.gone or done.left or done.work):
         _say("Nothing was changed. Next: the same command with --apply")
 
 

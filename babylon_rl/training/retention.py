@@ -8,6 +8,7 @@ interruption leaves behind, the next call takes away.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,11 +20,15 @@ from babylon_rl.errors import SettingsError, TrainingError
 from babylon_rl.settings import Settings
 from babylon_rl.training.alarm_log import list_alarms
 from babylon_rl.training.alarms import last_good
-from babylon_rl.training.checkpoint_store import cached, delete, is_remote, stored_bytes
+from babylon_rl.training.backends.torch.resume import left_behind, remove_work
+from babylon_rl.training.checkpoint_store import cached, delete, is_remote, stored_bytes, working_folder
 from babylon_rl.training.lineage import state_before
 from babylon_rl.training.runs import Checkpoint, TrainingRun, base_checkpoint, list_checkpoints, list_runs
 
 END_OF_TIME = "9999-12-31T23:00"  # a window after all
+
+# After so long the state of an interrupted update is taken for abandoned; made again it comes to the same weights.
+ABANDONED_SECONDS = 86400.0
 
 DeleteHosted = Callable[[str, Sequence[int]], None]
 
@@ -48,7 +53,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
     """What pruning did, or would do. `left`: deleted before, with weights that are still there; `failed`: what each
-    store said that did not let go; `hosted`: prunable ones that a service keeps and that were left alone."""
+    store said that did not let go; `hosted`: prunable ones that a service keeps and that were left alone; `work`: the
+    work folders of abandoned updates, with their bytes."""
 
     applied: bool
     gone: list[Standing]
@@ -56,11 +62,13 @@ class Pruned(msgspec.Struct, frozen=True, kw_only=True):
     kept: list[Standing]
     hosted: list[Standing]
     failed: dict[str, str]
+    work: dict[str, int] = {}
 
     @property
     def freed(self) -> int:
         """Bytes, as far as they are known."""
-        return sum(one.bytes or 0 for one in (*self.gone, *self.left) if one.checkpoint_id not in self.failed)
+        weights = sum(one.bytes or 0 for one in (*self.gone, *self.left) if one.checkpoint_id not in self.failed)
+        return weights + sum(size for path, size in self.work.items() if path not in self.failed)
 
 
 # --- the rule --------------------------------------------------------------------------------------
@@ -179,6 +187,7 @@ def prune(database: Database, settings: Settings, apply: bool, delete_hosted: De
     """
     with database.connect() as connection:
         found = standings(connection, settings.keep_checkpoints)
+        work = _abandoned(connection, settings)
     # Weights that a deletion left behind; of others nothing is there, or nobody knows.
     left = [one for one in found if one.state == "deleted" and one.bytes]
     may_go = [one for one in found if one.state != "deleted" and not one.why]
@@ -190,6 +199,7 @@ def prune(database: Database, settings: Settings, apply: bool, delete_hosted: De
         kept=[one for one in found if one.state != "deleted" and one.why],
         hosted=[one for one in may_go if one.hosted and not delete_hosted],
         failed={},
+        work=work,
     )
     if not apply:
         return pruned
@@ -200,7 +210,26 @@ def prune(database: Database, settings: Settings, apply: bool, delete_hosted: De
             _remove(database, settings, one, delete_hosted)
         except Exception as error:  # each store has errors of its own, and the next one may still be deleted
             pruned.failed[one.checkpoint_id] = f"{type(error).__name__}: {error}"
+    for path in work:
+        try:
+            remove_work(Path(path))
+        except (OSError, TrainingError) as error:
+            pruned.failed[path] = f"{type(error).__name__}: {error}"
     return pruned
+
+
+def _abandoned(connection: psycopg.Connection, settings: Settings) -> dict[str, int]:
+    """Work folders that no process holds and no open job needs, untouched for a day, and their bytes."""
+    root = working_folder(settings, "any").parent
+    # A checkpoint's id ends with the beginning of its job's.
+    needed = connection.execute(
+        "SELECT left(job_id, 8) FROM babylon_rl.training_attempts WHERE state NOT IN ('done', 'failed', 'cancelled')"
+    ).fetchall()
+    return {
+        str(path): sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+        for path in left_behind(root, ABANDONED_SECONDS)
+        if not any(path.name.endswith(f"-{job}.work") for (job,) in needed)
+    }
 
 
 def _book_deleted(database: Database, settings: Settings, checkpoint_ids: Sequence[str]) -> set[str]:

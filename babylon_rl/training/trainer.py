@@ -84,12 +84,12 @@ def train_update(request: TrainerRequest, database: Database, report: Report) ->
         header = load_header(connection, request.snapshot_id)
     _stay_local()
 
-    from babylon_rl.training.backends.torch.resume import sync_folder, work_folder
+    from babylon_rl.training.backends.torch.resume import sync_folder, work_folder, work_name
     from babylon_rl.training.policy import use_threads
 
     use_threads(request.threads)
     try:
-        with work_folder(folder.with_name(f".{folder.name}.work")) as work:
+        with work_folder(folder.with_name(work_name(folder.name))) as work:
             done = finished(request)  # by the attempt that held the folder until now
             if done is not None:
                 return done

@@ -1,6 +1,10 @@
 """Retention: what each rule keeps, that nothing goes without --apply, and that an interruption leaves no half."""
 
+import fcntl
+import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,7 @@ from babylon_rl.loop import require_files
 from babylon_rl.playing import served_checkpoint
 from babylon_rl.settings import Settings
 from babylon_rl.training import retention
+from babylon_rl.training.backends.torch import resume
 from babylon_rl.training.retention import prune, standings
 from babylon_rl.training.runs import load_run, promote
 from babylon_rl.training.trainer import WEIGHTS_FILE, weights_digest
@@ -156,6 +161,35 @@ def test_what_came_to_be_needed_after_it_was_listed_is_not_deleted(database, set
     done = prune(database, settings, apply=True)
     assert names[1] not in [one.checkpoint_id for one in done.gone]
     assert (settings.home / "checkpoints" / names[1]).is_dir()
+
+
+def left_work(settings: Settings, checkpoint: str, hours: float) -> Path:
+    """What a killed update left so long ago."""
+    folder = settings.home / "checkpoints" / resume.work_name(checkpoint)
+    folder.mkdir(parents=True)
+    for name in (resume.STATE_FILE, resume.LOCK_FILE):
+        (folder / name).write_text("state" if name == resume.STATE_FILE else "")
+    then = time.time() - 3600 * hours
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (then, then))
+    return folder
+
+
+def test_what_abandoned_updates_left_goes_and_what_may_still_be_resumed_stays(database, settings, names):
+    with database.connect() as connection:
+        other = snapshot(connection, [group("2025-01-20T00:00", ["ann", "bob"])])
+        waiting = job(connection, other, names[-1], "running")
+    abandoned = left_work(settings, "run@3-gone", 25)
+    others = [left_work(settings, f"run@9-{waiting[:8]}", 25), left_work(settings, "run@9-recent", 23)]
+    held = left_work(settings, "run@9-held", 25)
+    lock = os.open(held / resume.LOCK_FILE, os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    told = prune(database, settings, apply=False)
+    assert told.work == {str(abandoned): 5} and abandoned.is_dir()
+    assert prune(database, settings, apply=True).work == told.work
+    assert not abandoned.exists() and all(path.is_dir() for path in (*others, held))
+    os.close(lock)
+    assert prune(database, settings, apply=False).work == {str(held): 5}
 
 
 def test_what_a_service_keeps_is_left_there_unless_it_is_asked_for(database, settings, names):

@@ -26,7 +26,7 @@ from babylon_rl.groups.snapshots import Snapshot, load_snapshot
 from babylon_rl.groups.trained_view import Member, check_numbers
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.art_contract import VERSION, explanation
-from babylon_rl.training.backends.torch.resume import work_folder
+from babylon_rl.training.backends.torch.resume import work_folder, work_name
 from babylon_rl.training.chat_tokens import ChatTokens, for_art
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.trainer import (
@@ -73,7 +73,7 @@ def train_art_local(request: TrainerRequest, database: Database, settings: Setti
             _check(member)
     folder = Path(request.folder)
     try:
-        with work_folder(folder.with_name(f".{folder.name}.work")) as work:
+        with work_folder(folder.with_name(work_name(folder.name))) as work:
             done = finished(request)  # by the attempt that held the folder until now
             return done if done is not None else _moved(request, *_attempt(request, snapshot, work, report))
     except OSError as error:

@@ -12,6 +12,7 @@ import io
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,45 @@ def work_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def left_behind(root: Path, seconds: float) -> list[Path]:
+    """Work folders in `root` that no process holds and in which nothing was written for so long."""
+    since = time.time() - seconds
+    return [path for path in sorted(root.glob(work_name("*"))) if _untouched_since(path, since)]
+
+
+def _untouched_since(path: Path, moment: float) -> bool:
+    """Whether nothing in the folder is younger, and no process holds it; False where it goes away meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return all(one.stat().st_mtime <= moment for one in (path, *path.iterdir())) and not _is_held(path)
+    return False
+
+
+def work_name(checkpoint: str) -> str:
+    """Name of the work folder of the checkpoint, which lies beside its place."""
+    return f".{checkpoint}.work"
+
+
+def remove_work(path: Path) -> None:
+    """Take a work folder away. TrainingError where a process holds it."""
+    lock = _locked(path)
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(lock)
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        lock = os.open(path / LOCK_FILE, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 class DiskError(TrainingError):
