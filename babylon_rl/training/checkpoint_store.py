@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 
 from babylon_rl.errors import SettingsError, TrainingError
 from babylon_rl.settings import Settings
@@ -58,6 +59,15 @@ def working_folder(settings: Settings, checkpoint_id: str) -> Path:
     return cached(settings.home, checkpoint_id) if is_remote(root) else Path(root) / checkpoint_id
 
 
+def booked_folder(connection: psycopg.Connection, checkpoint_id: str) -> Path | None:
+    """The folder of a checkpoint that was made before, which stays its place where the setting has changed since."""
+    row = connection.execute(
+        "SELECT path FROM babylon_rl.checkpoints WHERE checkpoint_id = %s AND state = 'ready' AND path IS NOT NULL",
+        (checkpoint_id,),
+    ).fetchone()
+    return local_path(row[0]) if row is not None and not is_remote(row[0]) and exists(row[0]) else None
+
+
 def cached(home: Path, checkpoint_id: str) -> Path:
     """The local folder of a checkpoint whose store is a URL."""
     return Path(home) / "cache" / "checkpoints" / checkpoint_id
@@ -86,7 +96,9 @@ def keep(settings: Settings, request: TrainerRequest, result: TrainerResult) -> 
     folder = Path(request.folder)
     if not is_remote(result.folder) and local_path(result.folder) != folder.resolve():
         _copy(local_path(result.folder), folder)  # the backend has a layout of its own
-    place = f"{root}/{request.checkpoint_id}" if is_remote(root) else str(folder)
+    # One that was booked in a folder before the setting became a URL stays there.
+    uploads = is_remote(root) and folder == cached(settings.home, request.checkpoint_id)
+    place = f"{root}/{request.checkpoint_id}" if uploads else str(folder)
     result = hashed(result, Path(request.base_folder), settings.home)
     result = msgspec.structs.replace(result, folder=place)
     manifest = {
@@ -99,7 +111,7 @@ def keep(settings: Settings, request: TrainerRequest, result: TrainerResult) -> 
     }
     text = json.dumps(manifest, indent=1, sort_keys=True)
     try:
-        if is_remote(root) and not _has(place, result.weights_sha256):
+        if uploads and not _has(place, result.weights_sha256):
             _upload(folder, place, manifest["files"], text)
         written = folder / MANIFEST_FILE
         if not written.is_file() or written.read_text() != text:

@@ -30,7 +30,7 @@ from babylon_rl.training.admission import Checker
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.batches import batch_ending
-from babylon_rl.training.checkpoint_store import check_base, local_folder, refuse_deleted, working_folder
+from babylon_rl.training.checkpoint_store import booked_folder, check_base, local_folder, refuse_deleted, working_folder
 from babylon_rl.training.earlier_format import kept_update
 from babylon_rl.training.ledger import done, is_hosted, job_id_of, open_job
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
@@ -168,8 +168,10 @@ def _update(
             reason = f"{_answer(checked)}. {error}" if checked.rows else str(error)
             return {**_row(window_id, run, parent, reason), "metrics": checked.as_metrics(), **looked_at}
         digest = run.recipe.digest()
-        open_job(connection, snapshot.snapshot_id, parent.checkpoint_id, digest, run.backend, parent.step)
-    request = _request(settings, run, parent, snapshot)
+        job = open_job(connection, snapshot.snapshot_id, parent.checkpoint_id, digest, run.backend, parent.step)
+        checkpoint_id = f"{run.training_run}@{parent.step + 1}-{job.job_id[:8]}"
+        place = booked_folder(connection, checkpoint_id) or working_folder(settings, checkpoint_id)
+    request = _request(settings, run, parent, snapshot, checkpoint_id, place)
     with trained(database, settings, request, launch) as result, database.connect() as connection:
         _book(connection, run, parent, snapshot, request, result, window_id)
         save_alarms(connection, run, window_id, checked.rows)
@@ -309,9 +311,9 @@ def _row(window_id: str, run: TrainingRun | None, state: Checkpoint | None, reas
     }
 
 
-def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot: SnapshotHeader) -> TrainerRequest:
-    job_id = job_id_of(parent.checkpoint_id, snapshot.snapshot_id, run.recipe.digest())
-    checkpoint_id = f"{run.training_run}@{parent.step + 1}-{job_id[:8]}"
+def _request(
+    settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot: SnapshotHeader, checkpoint_id: str, place: Path
+) -> TrainerRequest:
     base_folder = tokenizer_folder(settings, run)
     if base_folder is not None and not is_hosted(run.backend):
         check_base(parent, base_folder, settings.home)
@@ -322,12 +324,12 @@ def _request(settings: Settings, run: TrainingRun, parent: Checkpoint, snapshot:
         parent_folder=str(local_folder(parent, settings.home)) if parent.path else None,
         parent_step=parent.step,
         base_folder=str(base_folder or ""),
-        folder=str(working_folder(settings, checkpoint_id)),
+        folder=str(place),
         recipe=run.recipe,
         device=settings.device,
         threads=settings.threads,
         backend=run.backend,
-        job_id=job_id,
+        job_id=job_id_of(parent.checkpoint_id, snapshot.snapshot_id, run.recipe.digest()),
         training_run=run.training_run,
         base_model=run.base_model,
     )

@@ -1,6 +1,7 @@
 """Checkpoints in folders and behind URLs: nothing half written is one, and what comes back is what was kept."""
 
 import json
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -206,6 +207,19 @@ def test_an_update_books_hashes_and_code_and_goes_on_from_a_store_behind_a_url(r
     rounds.play(2, MIXED, first.checkpoint_id)
     rounds.update(2)
     assert Path(rounds.trained[1].parent_folder, WEIGHTS_FILE).read_text() == first.checkpoint_id
+
+
+@pytest.mark.parametrize("place", ["elsewhere", PLACE])
+def test_a_checkpoint_made_before_the_store_was_another_is_not_made_again(rounds, tmp_path, place):
+    rounds.play(1, MIXED, "run@0")
+    row, booked = rounds.update(1), latest(rounds)
+    place = place if "://" in place else str(tmp_path / place)
+    rounds.settings = rounds.settings.model_copy(update={"checkpoint_store": place})
+    assert rounds.update(1) == row and len(rounds.trained) == 1
+    assert latest(rounds) == booked and not store.exists(f"{place}/{booked.checkpoint_id}")
+    shutil.rmtree(booked.path)
+    rounds.update(1)
+    assert len(rounds.trained) == 2  # what is gone is made again
 
 
 def test_altered_weights_of_a_parent_and_another_base_model_under_its_name_are_refused(rounds, tmp_path):

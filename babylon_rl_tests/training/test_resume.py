@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,16 @@ def test_random_numbers_go_on_and_are_not_used_again(attempt, monkeypatch):
     resumed = attempt("cut")
     assert drawn == numbers and len(set(numbers)) == len(numbers)
     assert same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-100])])
+def test_a_parent_without_its_moments_is_refused_and_not_trained_from_zeroed_ones(
+    tiny, snapshot, parent, tmp_path, damage
+):
+    copy = Path(shutil.copytree(parent, tmp_path / "parent"))
+    damage(copy / "optimizer.pt")
+    with pytest.raises(TrainingError, match="optimizer's moments .* Put the file back"):
+        update_on(snapshot, RECIPE, tiny, tmp_path / "work", parent=copy, step=1)
 
 
 # --- Whose state it is ---

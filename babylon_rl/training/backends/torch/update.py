@@ -179,9 +179,15 @@ class _Steps:
         import torch
 
         path = start.parent_folder / OPTIMIZER_FILE
-        saved = torch.load(path, map_location=self.policy.device, weights_only=True)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        return int(saved["steps"])
+        try:
+            saved = torch.load(path, map_location=self.policy.device, weights_only=True)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            return int(saved["steps"])
+        except Exception as error:  # OSError, zip's and pickle's own, and ValueError for moments of other weights
+            raise TrainingError(
+                f"The optimizer's moments in {path} cannot be read ({type(error).__name__}: {error}). Put the file "
+                "back: without it the update would be another one. The parent checkpoint stays."
+            ) from error
 
     def _keep(self) -> None:
         state = {
