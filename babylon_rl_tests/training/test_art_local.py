@@ -230,6 +230,7 @@ def test_a_runtime_that_is_named_and_not_there_is_missing(monkeypatch, tmp_path)
         ({"entropy_coefficient": 0.01}, "entropy_coefficient"),
         ({"epochs": 2}, "epochs"),
         ({"decay_steps": 10}, "decay_steps"),
+        ({"ess_floor": 0.5}, "ess_floor"),
     ],
 )
 def test_what_arts_trainer_does_not_do_is_refused_by_name(change, named):

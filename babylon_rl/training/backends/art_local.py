@@ -124,6 +124,7 @@ def refuse_recipe(recipe: Recipe) -> None:
         "entropy_coefficient": recipe.entropy_coefficient != 0,
         "epochs": recipe.epochs != 1,
         "decay_steps": recipe.decay_steps != 0,
+        "ess_floor": recipe.ess_floor is not msgspec.UNSET,
     }
     if any(wrong.values()):
         raise TrainingError(
