@@ -177,8 +177,15 @@ def cancel(job: IdArgument, database: DatabaseOption = None) -> None:
         end(connection, found.job_id, _person())
     if worker is not None and worker.pid:
         # Its lock is held, so it is that very process; it ends as with Ctrl-C.
-        os.kill(worker.pid, signal.SIGINT)
-        console.print(f"Cancelled; process {worker.pid} was told to end.")
+        try:
+            os.kill(worker.pid, signal.SIGINT)
+            console.print(f"Cancelled; process {worker.pid} was told to end.")
+        except OSError as error:  # another user's, in another container, or gone this moment
+            console.print(
+                f"Cancelled; process {worker.pid} could not be told ({error.strerror}): what it makes is not booked. "
+                "Terminate its run in Dagster's UI, should it go on.",
+                soft_wrap=True,
+            )
     else:
         console.print("Cancelled; no process was at work on it.")
     console.print(f"Next: babylon-rl jobs retry {found.job_id[:CUT]}, should it be made after all.", soft_wrap=True)

@@ -123,3 +123,17 @@ def test_cancelling_a_local_job_ends_the_process_that_works_on_it(jobs, database
         said = jobs("cancel", job.job_id[:8])
     assert told == [(os.getpid(), signal.SIGINT)] and "was told to end" in said.stdout
     assert state_of(database, job) == "cancelled"
+
+
+def test_a_process_that_cannot_be_told_leaves_the_job_cancelled_and_is_named(jobs, database, monkeypatch):
+    job = written_job(database, backend="torch")
+
+    def refuse(pid: int, number: int) -> None:
+        raise ProcessLookupError(3, "No such process")
+
+    monkeypatch.setattr(os, "kill", refuse)
+    with working_on(database, job.job_id) as connection:
+        ledger.begin_local(connection, job.job_id)
+        said = jobs("cancel", job.job_id[:8])
+    assert said.returncode == 0 and f"process {os.getpid()} could not be told (No such process)" in said.stdout
+    assert state_of(database, job) == "cancelled"
