@@ -4,7 +4,6 @@ import getpass
 import json
 import os
 import signal
-import socket
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -169,7 +168,7 @@ def cancel(job: IdArgument, database: DatabaseOption = None) -> None:
                 "job: it is trained there to its end, and costs what it costs. Its step is adopted when it comes. "
                 "Ending the process that waits here changes nothing there; the next run goes on waiting."
             )
-        if worker is not None and worker.host != socket.gethostname():
+        if worker is not None and not worker.here:
             raise TrainingError(
                 f"Job {found.job_id[:CUT]} is trained by process {worker.pid} on {worker.host or 'another machine'}. "
                 "Terminate its run in Dagster's UI, or run this command there; nothing was changed."

@@ -201,7 +201,8 @@ def agree_to_cost(
         yield
         return
     with database.connect() as connection:
-        total = sum_of([forecast_of(connection, settings, run, batch) for batch in batches])
+        forecasts = [forecast_of(connection, settings, run, batch) for batch in batches]
+    total = sum_of([one for one in forecasts if not one.begun])  # the others are not sent again
     if not total.trained:  # nothing will leave this machine
         yield
         return

@@ -102,13 +102,18 @@ def test_one_window_is_one_job_at_the_service_however_often_it_is_asked_for(user
     assert ":" not in model["name"], "what is behind it would be taken for the version"
     assert list(user.service.books.accepted.values()) == [[job.remote_job_id]]
 
-    assert user.train(FIRST).returncode == 0
+    assert "leave this machine" in done.stderr
+
+    again = user.run("train", "--window", FIRST, "--backend", "wandb")  # and nobody need agree to what is not sent
+    assert again.returncode == 0 and "leave this machine" not in again.stderr, again
     assert (user.jobs(), user.trained(), user.submissions()) == ([job], [checkpoint], 1)
+    other = user.run("train", "--window", FIRST, "--backend", "torch", "--model", "tiny")
+    assert other.returncode == 2 and "Name another with --name" in other.stderr, other
     [told] = json.loads(user.run("jobs", "--json").stdout)
     assert (told["job_id"], told["state"]) == (job.job_id, "done") and job.remote_job_id in user.run("jobs").stdout
     ancestry = user.run("lineage", checkpoint.checkpoint_id)
     assert ancestry.returncode == 0 and f"as {checkpoint.inference_name}" in ancestry.stdout, ancestry
-    [listed, _] = sorted(json.loads(user.run("checkpoints", "--json").stdout), key=lambda one: -one["step"])
+    [listed] = json.loads(user.run("checkpoints", "--json").stdout)
     assert (listed["checkpoint_id"], listed["backend"]) == (checkpoint.checkpoint_id, "wandb")
     shown = json.loads(user.run("checkpoints", "show", checkpoint.checkpoint_id, "--json").stdout)
     assert shown["inference_name"] == checkpoint.inference_name

@@ -57,15 +57,21 @@ class Unsure(Exception):
     """A submission that may have arrived."""
 
 
+def key_of(settings: Settings) -> str:
+    """The service's key. SettingsError where there is none."""
+    found = "" if settings.wandb_api_key is None else settings.wandb_api_key.get_secret_value().strip()
+    if not found:
+        raise SettingsError("TRAINING_BACKEND=wandb needs WANDB_API_KEY, the key of your Weights & Biases account.")
+    return found
+
+
 @contextlib.contextmanager
 def opened_service(settings: Settings) -> Iterator[Remote]:
     """The service through ART's client, with the user's environment kept away from its libraries.
 
     WANDB_API_KEY in the environment would start a run of W&B; litellm asks the network at import; ART reads a .env.
     """
-    if settings.wandb_api_key is None:
-        raise SettingsError("TRAINING_BACKEND=wandb needs WANDB_API_KEY, the key of your Weights & Biases account.")
-    key = settings.wandb_api_key.get_secret_value()
+    key = key_of(settings)
     changed = {"PYTHON_DOTENV_DISABLED": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "WANDB_API_KEY": None}
     before = {name: os.environ.get(name) for name in changed}
     _set(changed)
