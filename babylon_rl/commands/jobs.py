@@ -118,7 +118,7 @@ def settle(
             failed(connection, found.job_id, f"{who} says that it was never trained", actor=who)
         console.print(
             f"Booked: job {found.job_id[:CUT]} was never trained. Next: babylon-rl jobs retry {found.job_id[:CUT]} "
-            "submits it once more; other windows are trained without it.",
+            "submits it once more; a run of another name (babylon-rl train --name NAME) does without it.",
             soft_wrap=True,
         )
         return

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -239,6 +240,14 @@ def test_neither_the_ledger_nor_an_error_is_told_what_a_url_may_hide(database):
     with pytest.raises(TrainingError, match="--max-cost") as told:
         hosted.train(max_cost=None)
     assert "https://there/v1" in str(told.value) and "hush" not in str(told.value) + str(hosted.now())
+
+
+def test_an_art_that_is_not_there_is_told_with_the_version_to_install(database, monkeypatch):
+    with training_service(speed=FAST) as service:
+        hosted = Hosted(database, service)
+    monkeypatch.setitem(sys.modules, "art.serverless.backend", None)
+    with pytest.raises(TrainingError, match="install openpipe-art"):
+        settle(database, hosted.settings, hosted.job.job_id, "ann")
 
 
 def test_the_model_is_made_from_the_runs_base_and_not_from_a_later_setting(database):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from babylon_rl.errors import SettingsError, TrainingError
 from babylon_rl.settings import Settings, without_user
+from babylon_rl.training.backends.art_contract import explanation
 from babylon_rl.training.backends.submission import Submission
 from babylon_rl.training.ledger import Job
 
@@ -76,8 +77,10 @@ def opened_service(settings: Settings) -> Iterator[Remote]:
     before = {name: os.environ.get(name) for name in changed}
     _set(changed)
     try:
-        from art.serverless.backend import ServerlessBackend
-
+        try:
+            from art.serverless.backend import ServerlessBackend
+        except ImportError as error:
+            raise TrainingError(explanation() or f"ART cannot be loaded ({error}); install openpipe-art.") from error
         backend = ServerlessBackend(api_key=key, base_url=settings.wandb_training_url)
         backend._client.max_retries = 0  # questions are asked again here, within the deadline
         yield Remote(backend, Limits.of(settings), without_user(settings.wandb_training_url), key)
