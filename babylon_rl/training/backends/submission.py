@@ -1,8 +1,8 @@
 """What a hosted service is sent of a snapshot, what that costs by estimate, and what it cannot be asked for.
 
 Nothing but the trained text leaves the house: the messages of each decision, the sampled tokens with their
-log-probabilities, and the advantage. No names of agents, windows, runs or checkpoints, no rewards and no goals beyond
-what stands in the messages.
+log-probabilities, and the advantage. No names of agents, windows or checkpoints, no rewards and no goals beyond what
+stands in the messages. The model there has the run's name.
 """
 
 import hashlib
