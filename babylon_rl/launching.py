@@ -198,12 +198,18 @@ def launch(database: Database, stage: Stage, job: str, first: str, last: str) ->
 
 
 def train_range(database: Database, settings: Settings, stage: Stage, run: TrainingRun) -> str:
-    """One update over the run's range; the sentence that tells what came of it."""
+    """One update over the run's range, which is materialized; the sentence that tells what came of it.
+
+    SettingsError where the range's run was started with other settings, or a later run took its last window.
+    """
     assert run.last_window is not None
     prepare_base(settings, run)
     with database.connect() as connection:
         start_run(connection, run)
-    launch(database, stage, "materialize_windows", run.first_window, run.last_window)
+        stored = load_run(connection, run.training_run)
+        if stored is not None and msgspec.structs.replace(stored, state=run.state) != run:
+            raise _taken(stored)
+        _refuse_window_of_another(connection, run, run.last_window)
     launch(database, stage, "train_checkpoint", run.first_window, run.last_window)
     return told(database, run.last_window)
 
@@ -254,14 +260,19 @@ def train_batches(
             assert stored is not None
             if list(batch) not in (batches_of(stored) or []):
                 stored = add_batch(connection, stored, batch)
-            owner = run_of_window(connection, batch[-1])
-            if owner is not None and owner.training_run != run.training_run:
-                raise SettingsError(  # and the batch is not added
-                    f"Window {batch[-1]} is the training run {owner.training_run}'s, which was started later. Train "
-                    "under another --name, which then takes it."
-                )
+            _refuse_window_of_another(connection, run, batch[-1])  # and the batch is not added
         launch(database, stage, "train_checkpoint", batch[-1], batch[-1])
         yield told(database, batch[-1])
+
+
+def _refuse_window_of_another(connection: psycopg.Connection, run: TrainingRun, window_id: str) -> None:
+    """SettingsError where a later run has the window: what is computed of it would be that run's update."""
+    owner = run_of_window(connection, window_id)
+    if owner is not None and owner.training_run != run.training_run:
+        raise SettingsError(
+            f"Window {window_id} is the training run {owner.training_run}'s, which was started later. Train under "
+            "another --name, which then takes it."
+        )
 
 
 def told(database: Database, window_id: str) -> str:

@@ -4,7 +4,6 @@ import getpass
 import json
 import os
 import signal
-import socket
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -119,7 +118,7 @@ def settle(
             failed(connection, found.job_id, f"{who} says that it was never trained", actor=who)
         console.print(
             f"Booked: job {found.job_id[:CUT]} was never trained. Next: babylon-rl jobs retry {found.job_id[:CUT]} "
-            "submits it once more; other windows are trained without it.",
+            "submits it once more; a run of another name (babylon-rl train --name NAME) does without it.",
             soft_wrap=True,
         )
         return
@@ -169,7 +168,7 @@ def cancel(job: IdArgument, database: DatabaseOption = None) -> None:
                 "job: it is trained there to its end, and costs what it costs. Its step is adopted when it comes. "
                 "Ending the process that waits here changes nothing there; the next run goes on waiting."
             )
-        if worker is not None and worker.host != socket.gethostname():
+        if worker is not None and not worker.here:
             raise TrainingError(
                 f"Job {found.job_id[:CUT]} is trained by process {worker.pid} on {worker.host or 'another machine'}. "
                 "Terminate its run in Dagster's UI, or run this command there; nothing was changed."
@@ -177,8 +176,15 @@ def cancel(job: IdArgument, database: DatabaseOption = None) -> None:
         end(connection, found.job_id, _person())
     if worker is not None and worker.pid:
         # Its lock is held, so it is that very process; it ends as with Ctrl-C.
-        os.kill(worker.pid, signal.SIGINT)
-        console.print(f"Cancelled; process {worker.pid} was told to end.")
+        try:
+            os.kill(worker.pid, signal.SIGINT)
+            console.print(f"Cancelled; process {worker.pid} was told to end.")
+        except OSError as error:  # another user's, in another container, or gone this moment
+            console.print(
+                f"Cancelled; process {worker.pid} could not be told ({error.strerror}): what it makes is not booked. "
+                "Terminate its run in Dagster's UI, should it go on.",
+                soft_wrap=True,
+            )
     else:
         console.print("Cancelled; no process was at work on it.")
     console.print(f"Next: babylon-rl jobs retry {found.job_id[:CUT]}, should it be made after all.", soft_wrap=True)

@@ -119,6 +119,7 @@ def _do(
     """What was asked, on the database that the settings name."""
     from babylon_rl.launching import run_of
     from babylon_rl.materializing import dagster_environment, environment
+    from babylon_rl.training.backends.hosted_service import key_of
 
     if not say.as_json:
         for note in old_name_notes():
@@ -129,6 +130,8 @@ def _do(
     if dry_run:
         call.forecast(kind, first, last, wanted)
         return
+    if run.backend == "wandb":
+        key_of(settings)  # before anything is computed for it
     # Processes that make updates read the limit from their environment.
     limit = {} if settings.max_cost is None else {"BABYLON_RL_MAX_COST": str(settings.max_cost)}
     with environment(dagster_environment(settings) | limit), progress() as stages:
@@ -206,8 +209,7 @@ class _Call:
         from babylon_rl.windows import window_range
 
         run = range_of(self.database, self.run, first, last)
-        if run.backend == "wandb":
-            launch(self.database, begin, "materialize_windows", first, last)
+        launch(self.database, begin, "materialize_windows", first, last)
         with self._agreed(run, [list(window_range(first, last))]):
             self.say.update(train_range(self.database, self.settings, begin, run))
 

@@ -194,13 +194,15 @@ def agree_to_cost(
     Inside, the processes that make the update know the limit.
     """
     from babylon_rl.materializing import environment
+    from babylon_rl.training.backends.submission import cents
     from babylon_rl.training.forecast import dollars_of, forecast_of, sum_of
 
     if run.backend != "wandb" or not batches:
         yield
         return
     with database.connect() as connection:
-        total = sum_of([forecast_of(connection, settings, run, batch) for batch in batches])
+        forecasts = [forecast_of(connection, settings, run, batch) for batch in batches]
+    total = sum_of([one for one in forecasts if not one.begun])  # the others are not sent again
     if not total.trained:  # nothing will leave this machine
         yield
         return
@@ -211,13 +213,13 @@ def agree_to_cost(
     if settings.max_cost is not None and dollars > settings.max_cost:
         raise SettingsError(
             f"The estimate of ${dollars:.2f} is above the limit of ${settings.max_cost:.2f}, and nothing was sent. "
-            "Raise --max-cost, take fewer windows, or train here with --backend torch."
+            f"Raise --max-cost to {cents(dollars)}, take fewer windows, or train here with --backend torch."
         )
     if settings.max_cost is None and not yes:
         if not sys.stdin.isatty():
             raise SettingsError(
-                f"Nothing was sent: nobody can be asked here. Agree with --max-cost {dollars:.2f} or --yes, or train "
-                "here with --backend torch."
+                f"Nothing was sent: nobody can be asked here. Agree with --max-cost {cents(dollars)} or --yes, or "
+                "train here with --backend torch."
             )
         if not typer.confirm("Send it?", default=False, err=True):
             errors.print("Nothing was sent.")
@@ -230,12 +232,14 @@ def agree_to_cost(
 
 def leaves_lines(total: "Forecast", run: "TrainingRun", settings: Settings, dollars: float) -> list[str]:
     """What leaves this machine, to where, and what it costs."""
+    from babylon_rl.training.backends.submission import model_name
+
     entity = f"{settings.wandb_entity}/" if settings.wandb_entity else ""
     return [
         f"{run.backend}: {_windows(total.windows)}, {total.trained:,} trajectories, {total.tokens:,} tokens leave this "
         f"machine (the agents' prompts and answers, their log-probabilities, an advantage each),",
         f"to {without_user(settings.wandb_training_url)}, project {entity}{settings.wandb_project}, model "
-        f"{run.training_run} on {run.base_model}.",
+        f"{model_name(run.training_run)} on {run.base_model}.",
         f"Estimated cost: ${dollars:.2f}, at ${settings.training_price:g} a million tokens "
         "(BABYLON_RL_TRAINING_PRICE).",
     ]

@@ -17,6 +17,7 @@ from babylon_rl.groups.trained_view import Member
 from babylon_rl.settings import Settings
 from babylon_rl.training.admission import Checker
 from babylon_rl.training.batches import parent_at
+from babylon_rl.training.ledger import HOSTED, job_id_of
 from babylon_rl.training.runs import TrainingRun
 from babylon_rl.training.updates import planned, tokenizer_folder
 
@@ -30,7 +31,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     `groups`: windows by the status of their group, "not_materialized" where there is none yet. `trajectories`: those
     that are trained on, by loss and label; `left_out`: counts by reason; words that begin with "members" count
     trajectories, the others windows. `tokens_by_loss`: of prompts and answers of the trained trajectories, each counted
-    once, those of a text as the trainer's tokenizer gives them. `refused`: why an update would not be made.
+    once, those of a text as the trainer's tokenizer gives them. `refused`: why an update would not be made. `begun`:
+    how many have a job in the ledger that no attempt begins again: sent to a service, or done.
     """
 
     windows: int
@@ -39,6 +41,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     left_out: dict[str, int]
     tokens_by_loss: dict[str, dict[str, int]]
     refused: list[str]
+    begun: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -81,8 +84,11 @@ def forecast_of(
     trajectories: dict[str, Counter[str]] = {}
     left_out: dict[str, int] = {}
     refused = []
+    begun = 0
     try:
         with planned(connection, settings, run, parent, last, list(windows)) as header:
+            job_id = job_id_of(parent.checkpoint_id, header.snapshot_id, run.recipe.digest())
+            begun = int(connection.execute(_BEGUN, (job_id, list(HOSTED))).fetchone() is not None)
             left_out = dict(header.left_out)
             for group in stream_groups(connection, header.snapshot_id):
                 for loss, labels in labels_of(group.members).items():
@@ -99,9 +105,12 @@ def forecast_of(
         left_out=left_out,
         tokens_by_loss={loss: dict(found) for loss, found in sorted(tokens.items())},
         refused=refused,
+        begun=begun,
     )
 
 
+_BEGUN = """SELECT 1 FROM babylon_rl.training_attempts
+            WHERE job_id = %s AND (state = 'done' OR backend = ANY(%s) AND state <> 'written')"""
 _STATUSES = "SELECT window_id, status FROM babylon_rl.art_groups WHERE window_id = ANY(%s) AND superseded_at IS NULL"
 
 
@@ -134,6 +143,7 @@ def sum_of(forecasts: Sequence[Forecast]) -> Forecast:
         left_out=dict(sum((Counter(one.left_out) for one in forecasts), Counter())),
         tokens_by_loss={loss: dict(found) for loss, found in tokens.items()},
         refused=[why for one in forecasts for why in one.refused],
+        begun=sum(one.begun for one in forecasts),
     )
 
 

@@ -140,7 +140,7 @@ def what_to_do(job: Job) -> str:
         case "failed" if job.hosted:
             return (
                 f"Job {short} failed at the service: {why}. The parent stays. `babylon-rl jobs retry {short}` has it "
-                "submitted once more."
+                "submitted once more; a run of another name (`babylon-rl train --name NAME`) does without it."
             )
         case "cancelled" if job.hosted:
             return f"Job {short} was cancelled. `babylon-rl jobs retry {short}` has it submitted."

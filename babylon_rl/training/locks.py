@@ -21,6 +21,16 @@ class Worker(NamedTuple):
     pid: int
     host: str
 
+    @property
+    def here(self) -> bool:
+        """Whether that is this machine; the lock holds the beginning of a long name."""
+        return self.pid > 0 and _name(self.pid, self.host) == _name(self.pid, socket.gethostname())
+
+
+def _name(pid: int, host: str) -> str:
+    """Name of the lock's connection, as much of it as PostgreSQL keeps."""
+    return f"{_NAMED}{pid} {host}"[:63]
+
 
 @contextlib.contextmanager
 def working_on(database: Database, job_id: str) -> Iterator[psycopg.Connection]:
@@ -33,7 +43,7 @@ def working_on(database: Database, job_id: str) -> Iterator[psycopg.Connection]:
         lock.execute(
             """SELECT set_config('application_name', %s, true),
                       set_config('idle_in_transaction_session_timeout', '0', true)""",
-            (f"{_NAMED}{os.getpid()} {socket.gethostname()}"[:63],),
+            (_name(os.getpid(), socket.gethostname()),),
         )
         taken = lock.execute(
             "SELECT pg_try_advisory_xact_lock(hashtextextended('babylon_rl training job ' || %s, 0))", (job_id,)

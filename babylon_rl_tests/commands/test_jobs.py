@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 from datetime import UTC, datetime
 
 import pytest
@@ -122,4 +123,39 @@ def test_cancelling_a_local_job_ends_the_process_that_works_on_it(jobs, database
         ledger.begin_local(connection, job.job_id)
         said = jobs("cancel", job.job_id[:8])
     assert told == [(os.getpid(), signal.SIGINT)] and "was told to end" in said.stdout
+    assert state_of(database, job) == "cancelled"
+
+
+def test_a_process_of_this_machine_is_told_also_where_the_machine_has_a_long_name(jobs, database, monkeypatch):
+    job = written_job(database, backend="torch")
+    told = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: told.append(pid))
+    monkeypatch.setattr(socket, "gethostname", lambda: f"{'a-long-name-' * 5}1")
+    with working_on(database, job.job_id) as connection:
+        ledger.begin_local(connection, job.job_id)
+        assert jobs("cancel", job.job_id[:8]).returncode == 0
+    assert told == [os.getpid()]
+
+
+def test_a_process_of_another_machine_is_not_told(jobs, database, monkeypatch):
+    job = written_job(database, backend="torch")
+    with working_on(database, job.job_id) as connection:
+        ledger.begin_local(connection, job.job_id)
+        monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+        refused = jobs("cancel", job.job_id[:8])
+    assert refused.returncode == 1 and "nothing was changed" in refused.stderr
+    assert state_of(database, job) == "running"
+
+
+def test_a_process_that_cannot_be_told_leaves_the_job_cancelled_and_is_named(jobs, database, monkeypatch):
+    job = written_job(database, backend="torch")
+
+    def refuse(pid: int, number: int) -> None:
+        raise ProcessLookupError(3, "No such process")
+
+    monkeypatch.setattr(os, "kill", refuse)
+    with working_on(database, job.job_id) as connection:
+        ledger.begin_local(connection, job.job_id)
+        said = jobs("cancel", job.job_id[:8])
+    assert said.returncode == 0 and f"process {os.getpid()} could not be told (No such process)" in said.stdout
     assert state_of(database, job) == "cancelled"

@@ -153,6 +153,14 @@ def test_a_hosted_backend_says_what_it_would_send_and_sends_nothing_that_nobody_
         assert list_runs(connection) == []
 
 
+def test_a_hosted_backend_without_a_key_is_told_before_anything_is_computed(database, train, tmp_path):
+    play(database, tmp_path)
+    before = everything(database)
+    done = train("--window", FIRST, **{**HOSTED, "WANDB_API_KEY": ""})
+    assert done.returncode == 2 and "needs WANDB_API_KEY" in done.stderr
+    assert everything(database) == before
+
+
 @pytest.mark.parametrize(("answer", "limit"), [(True, 1.5), (False, None)])
 def test_on_a_terminal_it_is_asked_and_what_was_agreed_to_is_the_limit_of_the_update(monkeypatch, answer, limit):
     found = Forecast(

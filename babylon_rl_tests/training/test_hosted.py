@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
+import sys
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 
-from babylon_rl.bench.submitting import RECIPE, settings_of, snapshot_of
+from babylon_rl.bench.submitting import BASE_MODEL, RECIPE, settings_of, snapshot_of
 from babylon_rl.bench.training_faults import Fault
 from babylon_rl.bench.training_service import TrainingService, training_service
 from babylon_rl.errors import SettingsError, TrainingError
@@ -15,7 +17,8 @@ from babylon_rl.groups.trained_view import VerbatimError
 from babylon_rl.settings import Settings
 from babylon_rl.training import ledger
 from babylon_rl.training.backends.hosted import settle, train_hosted
-from babylon_rl.training.backends.submission import estimate, prepare_submission, refuse_recipe
+from babylon_rl.training.backends.hosted_service import opened_service
+from babylon_rl.training.backends.submission import cents, estimate, model_name, prepare_submission, refuse_recipe
 from babylon_rl.training.locks import working_on
 from babylon_rl.training.trainer import TrainerResult
 from babylon_rl_tests.training.jobs import request_of, written_job
@@ -194,6 +197,11 @@ def test_a_model_that_someone_else_trained_is_not_trained_on(database):
         assert hosted.posted() == 1 and hosted.now().state == "written"
 
 
+@pytest.mark.parametrize("dollars", [0.0, 0.0001, 0.01, 0.014, 1.1, 1.15, 12.345, 1234567.891])
+def test_the_limit_that_a_person_is_told_to_agree_with_is_enough(dollars):
+    assert dollars <= float(cents(dollars)) < dollars + 0.0101
+
+
 @pytest.mark.parametrize(("limit", "price"), [(None, 0.0), (0.0, 5.0)])
 def test_nothing_leaves_before_its_cost_was_agreed_to(database, limit, price):
     with training_service(speed=FAST) as service:
@@ -214,6 +222,40 @@ def test_what_is_sent_is_the_trained_text_alone():
     for other in ("3-4-0", "agent-0", "alpha", "2025-01", "chain"):
         assert other not in sent
     assert not submission.config["scale_rewards"]
+
+
+def test_a_model_has_a_name_that_an_artifact_may_have_and_no_other_run_has():
+    runs = ["a-2025-01-15T10:00-2025-01-15T10:00", "a:b", "a-b", "a/b", "a%b", "\u00e4", "x" * 300, "x" * 301]
+    names = list(map(model_name, runs))
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name) for name in names) and len(set(names)) == len(runs)
+    assert names == list(map(model_name, runs)) and model_name("babylon_v2.1-b") == "babylon_v2.1-b"
+
+
+def test_neither_the_ledger_nor_an_error_is_told_what_a_url_may_hide(database):
+    with training_service(speed=FAST) as service:
+        hosted = Hosted(database, service)
+    hosted.settings = hosted.settings.model_copy(update={"wandb_training_url": "https://ann:hush@there/v1?key=hush"})
+    with opened_service(hosted.settings) as remote:
+        assert remote.url == "https://there/v1"
+    with pytest.raises(TrainingError, match="--max-cost") as told:
+        hosted.train(max_cost=None)
+    assert "https://there/v1" in str(told.value) and "hush" not in str(told.value) + str(hosted.now())
+
+
+def test_an_art_that_is_not_there_is_told_with_the_version_to_install(database, monkeypatch):
+    with training_service(speed=FAST) as service:
+        hosted = Hosted(database, service)
+    monkeypatch.setitem(sys.modules, "art.serverless.backend", None)
+    with pytest.raises(TrainingError, match="install openpipe-art"):
+        settle(database, hosted.settings, hosted.job.job_id, "ann")
+
+
+def test_the_model_is_made_from_the_runs_base_and_not_from_a_later_setting(database):
+    with training_service(speed=FAST) as service:
+        hosted = Hosted(database, service)
+        hosted.train(wandb_base_model="another/base")
+        [model] = service.books.models.values()
+        assert model["base_model"] == BASE_MODEL
 
 
 def test_what_the_service_cannot_train_is_refused_before_anything_is_sent():

@@ -31,7 +31,7 @@ from babylon_rl.training.backends.hosted_service import (
     step_of,
     submit,
 )
-from babylon_rl.training.backends.submission import Submission, cost_refused, prepare_submission
+from babylon_rl.training.backends.submission import Submission, cost_refused, model_name, prepare_submission
 from babylon_rl.training.ledger import Job
 from babylon_rl.training.locks import working_on
 from babylon_rl.training.runs import load_checkpoint
@@ -120,7 +120,7 @@ async def _attempt(
         if refused := cost_refused(submission, settings):
             ledger.noted(connection, job.job_id, refused)
             raise TrainingError(refused)
-    name = (settings.wandb_entity, settings.wandb_project, request.training_run, settings.wandb_base_model)
+    name = (settings.wandb_entity, settings.wandb_project, model_name(request.training_run), request.base_model)
     return await take_up(remote, connection, request.job_id, submission, ModelName(*name), parent_step, report)
 
 

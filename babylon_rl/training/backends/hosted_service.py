@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from babylon_rl.errors import SettingsError, TrainingError
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, without_user
+from babylon_rl.training.backends.art_contract import explanation
 from babylon_rl.training.backends.submission import Submission
 from babylon_rl.training.ledger import Job
 
@@ -57,24 +58,32 @@ class Unsure(Exception):
     """A submission that may have arrived."""
 
 
+def key_of(settings: Settings) -> str:
+    """The service's key. SettingsError where there is none."""
+    found = "" if settings.wandb_api_key is None else settings.wandb_api_key.get_secret_value().strip()
+    if not found:
+        raise SettingsError("TRAINING_BACKEND=wandb needs WANDB_API_KEY, the key of your Weights & Biases account.")
+    return found
+
+
 @contextlib.contextmanager
 def opened_service(settings: Settings) -> Iterator[Remote]:
     """The service through ART's client, with the user's environment kept away from its libraries.
 
     WANDB_API_KEY in the environment would start a run of W&B; litellm asks the network at import; ART reads a .env.
     """
-    if settings.wandb_api_key is None:
-        raise SettingsError("TRAINING_BACKEND=wandb needs WANDB_API_KEY, the key of your Weights & Biases account.")
-    key = settings.wandb_api_key.get_secret_value()
+    key = key_of(settings)
     changed = {"PYTHON_DOTENV_DISABLED": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "WANDB_API_KEY": None}
     before = {name: os.environ.get(name) for name in changed}
     _set(changed)
     try:
-        from art.serverless.backend import ServerlessBackend
-
+        try:
+            from art.serverless.backend import ServerlessBackend
+        except ImportError as error:
+            raise TrainingError(explanation() or f"ART cannot be loaded ({error}); install openpipe-art.") from error
         backend = ServerlessBackend(api_key=key, base_url=settings.wandb_training_url)
         backend._client.max_retries = 0  # questions are asked again here, within the deadline
-        yield Remote(backend, Limits.of(settings), settings.wandb_training_url, key)
+        yield Remote(backend, Limits.of(settings), without_user(settings.wandb_training_url), key)
     finally:
         _set(before)
 
@@ -109,7 +118,9 @@ async def submit(remote: Remote, model_id: str, submission: Submission) -> str:
     except openai.APIStatusError as error:
         said = said_by(remote, error)
         if error.status_code in REFUSED:
-            raise TrainingError(refusal(error.status_code, said)) from None
+            raise TrainingError(
+                refusal(error.status_code, f"the job ({error.status_code}: {said}). Nothing was trained.")
+            ) from None
         raise Unsure(f"the submission was answered with {error.status_code} ({said})") from None
     except openai.APIConnectionError as error:
         said = said_by(remote, error.__cause__ or error)
@@ -129,16 +140,17 @@ async def submit(remote: Remote, model_id: str, submission: Submission) -> str:
     return remote_job_id
 
 
-def refusal(status: int, said: str) -> str:
+def refusal(status: int, what: str) -> str:
+    """The sentences for a request that is known to be refused: what was refused, and the remedy."""
     mend = {
         401: "See that WANDB_API_KEY is right.",
         403: "See that the key may train in WANDB_ENTITY and WANDB_PROJECT.",
-        404: "The model is gone there; see WANDB_ENTITY and WANDB_PROJECT.",
+        404: "The model is not there; see BABYLON_RL_WANDB_TRAINING_URL, WANDB_ENTITY and WANDB_PROJECT.",
         413: "Take fewer windows an update (--windows-per-iteration), or fewer trajectories (--target-trajectories).",
         429: "The service is busy or your quota is used up; run it again later.",
     }
     return (
-        f"The training service refused the job ({status}: {said}). Nothing was trained. "
+        f"The training service refused {what} "
         f"{mend.get(status, 'The service says what it did not like; mend that and run it again.')}"
     )
 
@@ -194,7 +206,9 @@ async def patiently(remote: Remote, call: Callable[[], Awaitable[Result]], what:
         except openai.APIStatusError as error:
             said = f"{error.status_code}: {said_by(remote, error)}"
             if error.status_code in REFUSED - {409, 429}:
-                raise TrainingError(refusal(error.status_code, f"to {what}: {said_by(remote, error)}")) from None
+                raise TrainingError(
+                    refusal(error.status_code, f"to {what} ({said}). Nothing was sent just now.")
+                ) from None
         except Exception as error:
             said = said_by(remote, error)
         if time.monotonic() + wait > until:

@@ -1,11 +1,13 @@
 """What a hosted service is sent of a snapshot, what that costs by estimate, and what it cannot be asked for.
 
 Nothing but the trained text leaves the house: the messages of each decision, the sampled tokens with their
-log-probabilities, and the advantage. No names of agents, windows, runs or checkpoints, no rewards and no goals beyond
-what stands in the messages.
+log-probabilities, and the advantage. No names of agents, windows or checkpoints, no rewards and no goals beyond what
+stands in the messages. The model there has the run's name.
 """
 
+import hashlib
 import math
+import re
 from typing import Any, NamedTuple
 
 from babylon_rl.errors import TrainingError
@@ -14,8 +16,10 @@ from babylon_rl.groups.advantages import LEAVE_ONE_OUT
 from babylon_rl.groups.art_types import batch_to_art
 from babylon_rl.groups.snapshots import Snapshot
 from babylon_rl.groups.trained_view import Member, VerbatimError, check_numbers
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, without_user
 from babylon_rl.training.recipe import Recipe
+
+LONGEST_NAME = 100  # W&B takes 128 characters
 
 
 class Submission(NamedTuple):
@@ -44,6 +48,18 @@ def prepare_submission(snapshot: Snapshot, recipe: Recipe) -> Submission:
         _strip(group)
     tokens = sum(len(d.prompt_token_ids) + len(d.token_ids) for member in members for d in member.decisions)
     return Submission(groups, loss_config(recipe), len(snapshot.groups), len(members), tokens)
+
+
+def model_name(training_run: str) -> str:
+    """Name of the run's model at the service.
+
+    There it also names an artifact, so it has letters, digits, `-`, `_` and `.` alone: `:` begins a version, and
+    windows have one. A name that had to be changed ends with a digest, so that no two runs have one model.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", training_run)
+    if name == training_run and len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME]}-{hashlib.sha256(training_run.encode()).hexdigest()[:8]}"
 
 
 def refuse_recipe(recipe: Recipe) -> None:
@@ -116,6 +132,12 @@ def estimate(tokens: int, settings: Settings) -> float:
     return tokens / 1e6 * settings.training_price
 
 
+def cents(dollars: float) -> str:
+    """The least limit in whole cents that the dollars are within."""
+    rounded = round(dollars, 2)
+    return f"{rounded if rounded >= dollars else rounded + 0.01:.2f}"
+
+
 def cost_refused(submission: Submission, settings: Settings) -> str | None:
     """Why the submission is not sent, with what and how much it is; None where its cost was agreed to."""
     dollars = estimate(submission.tokens, settings)
@@ -124,8 +146,8 @@ def cost_refused(submission: Submission, settings: Settings) -> str | None:
     limit = "no limit is set" if settings.max_cost is None else f"the limit is ${settings.max_cost:.2f}"
     return (
         f"Nothing was sent: {submission.windows} windows with {submission.trajectories} trajectories and "
-        f"{submission.tokens:,} tokens would leave this machine for {settings.wandb_training_url} (the agents' prompts "
-        f"and answers, their tokens' log-probabilities, an advantage each), for about ${dollars:.2f} by "
-        f"BABYLON_RL_TRAINING_PRICE, and {limit}. Agree with --max-cost {max(dollars, 0):.2f} or BABYLON_RL_MAX_COST, "
+        f"{submission.tokens:,} tokens would leave this machine for {without_user(settings.wandb_training_url)} (the "
+        f"agents' prompts and answers, their tokens' log-probabilities, an advantage each), for about ${dollars:.2f} "
+        f"by BABYLON_RL_TRAINING_PRICE, and {limit}. Agree with --max-cost {cents(dollars)} or BABYLON_RL_MAX_COST, "
         "or train here with TRAINING_BACKEND=torch."
     )
