@@ -349,7 +349,9 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         called = "" if context is None else context.command_path.removeprefix(context.find_root().command_path)
         stop = "" if said.endswith((".", "?", "!")) else "."
-        errors.print(f"babylon-rl: {said}{stop} `babylon-rl{called} --help` tells what there is.", soft_wrap=True, markup=False)
+        errors.print(
+            f"babylon-rl: {said}{stop} `babylon-rl{called} --help` tells what there is.", soft_wrap=True, markup=False
+        )
         sys.exit(2)
 
 
