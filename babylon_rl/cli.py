@@ -346,7 +346,12 @@ def main() -> None:
         said = getattr(error, "format_message", error.__str__)()
         if not said:  # a group of commands without one of them has printed its help
             sys.exit(2)
-        errors.print(f"babylon-rl: {said} `babylon-rl --help` tells what there is.", soft_wrap=True, markup=False)
+        context = getattr(error, "ctx", None)
+        called = "" if context is None else context.command_path.removeprefix(context.find_root().command_path)
+        stop = "" if said.endswith((".", "?", "!")) else "."
+        errors.print(
+            f"babylon-rl: {said}{stop} `babylon-rl{called} --help` tells what there is.", soft_wrap=True, markup=False
+        )
         sys.exit(2)
 
 

@@ -4,6 +4,7 @@ The jobs are those that the UI launches, `materialize_windows` and `train_checkp
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
@@ -32,6 +33,8 @@ from babylon_rl.windows import neighbours, parse_window_id, shift_window, window
 
 # ART's own default, for its models are larger and its trainer is not ours.
 ART_LEARNING_RATE = 5e-6
+# Names of models: they are parts of folders and of a service's addresses.
+NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MOST_WINDOWS = 168  # of one Dagster run
 LOOKS = 30.0  # seconds between two looks for a due update
 DEFAULT_ESS_FLOOR = Settings.model_fields["ess_floor"].default
@@ -79,6 +82,11 @@ def recipe_of(settings: Settings, model: Model, windows: int, backend: str) -> R
 
 def run_of(settings: Settings, model: Model, windows: int) -> TrainingRun:
     """A run of the model, with neither windows nor schedule yet. SettingsError where backend and base do not fit."""
+    if not NAMES.fullmatch(model.name):
+        raise SettingsError(
+            f"A model cannot be called {model.name!r}: folders, and models at a service, are named after it. Letters, "
+            "digits, '.', '_' and '-' make a name, 100 at most and a letter or a digit first (--name, or MODEL_NAME)."
+        )
     backend = resolved(settings)
     if backend == "torch" and is_hub_name(settings.base_model):
         raise SettingsError(

@@ -55,6 +55,12 @@ def run(server: EmbeddedServer) -> Run:
         ["verify"],
         ["score"],
         ["rescore"],
+        ["jobs", "settle"],
+        ["checkpoints", "prune"],
+        ["lineage"],
+        ["forget"],
+        ["snapshot", "rebuild"],
+        ["settings", "template"],
     ],
 )
 def test_help_is_there(run, command, tmp_path):
@@ -108,6 +114,8 @@ UNREACHABLE = "postgresql://nobody:secret-word@127.0.0.1:1/nothing"
         (["bench", "learning", "--seeds", "20-11"], {}, "ends before it begins"),
         (["bench", "learning", "--seeds", "1", "--model", "/nowhere", "--publish"], {}, "--publish"),
         (["nonsense"], {}, "No such command"),
+        (["train", "--iterations", "0"], {}, "or equal to 1. `babylon-rl train --help` tells"),
+        (["jobs", "settle"], {}, "'ID'. `babylon-rl jobs settle --help` tells"),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_no_stack_trace(run, arguments, environment, said, tmp_path):

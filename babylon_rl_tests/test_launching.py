@@ -108,6 +108,12 @@ def test_a_hosted_run_has_the_services_base_model_and_what_its_trainer_can_compu
     assert run_of(auto.model_copy(update={"wandb_api_key": SecretStr("k")}), Model(name="m"), 4).backend == "wandb"
 
 
+@pytest.mark.parametrize("name", ["", "a/b", "../elsewhere", ".", "a b", "-x", "a@1", "é", "x" * 101, "a\n"])
+def test_a_name_that_no_folder_or_service_can_have_is_refused(settings, name):
+    with pytest.raises(SettingsError, match="cannot be called"):
+        run_of(settings, Model(name=name), 4)
+
+
 def test_a_base_model_on_a_hub_is_hosted_or_nothing(monkeypatch):
     monkeypatch.setenv("BASE_MODEL", "Qwen/Qwen3-14B")
     settings = Settings()

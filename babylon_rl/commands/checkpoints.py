@@ -39,7 +39,12 @@ def listed(
         print(msgspec.json.encode(found).decode())
         return
     if not found:
-        console.print("There is no checkpoint yet; `babylon-rl demo` and `babylon-rl train` make some.")
+        whose = "" if run is None else f" of a training run {run!r}"
+        console.print(
+            f"There is no checkpoint{whose} yet; `babylon-rl demo` and `babylon-rl train` make some.",
+            soft_wrap=True,
+            markup=False,
+        )
         return
     print_table(_table(found, "why it stays"))
     free = [one for one in found if one.state != "deleted" and not one.why]

@@ -103,8 +103,9 @@ def settle(
 ) -> None:
     """End a doubt: compare the remote model's step now, and adopt the job where it advanced by one.
 
-    `--not-trained` asks nobody: look into the service's own pages before. Were it trained all the same, the next job
-    of that model would find another step than it expects, and be refused.
+    `--not-trained` asks nobody: look into the service's own pages before.
+
+    Were it trained all the same, the next job of that model would find another step than it expects, and be refused.
     """
     from babylon_rl.training.backends.hosted import settle as compare
     from babylon_rl.training.ledger import failed

@@ -1,5 +1,6 @@
 """`babylon-rl train`: which windows are trained on, what that takes and costs, and the jobs that do it."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 MODES = ("list", "single", "continuous")
 EITHER = "Say either --to WINDOW, for one update over a range, or --continuous (--follow), for a run without an end."
 NAME = "babylon"
+# Options that choose windows, and so change nothing where windows are named or a run has no end.
+CHOOSING = ("iterations", "windows_per_iteration", "lookback_hours", "min_agents", "min_actions")
 
 
 Window = Annotated[str | None, typer.Option("--window", help="Train on this window alone.")]
@@ -50,6 +53,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done;
 
 
 def train(
+    context: typer.Context,
     window: Window = None,
     first: First = None,
     last: Last = None,
@@ -75,8 +79,9 @@ def train(
 ) -> None:
     """Train on recorded windows; without window options on the newest that will do and were not trained on before.
 
-    One line of checkpoints a --name: called again, it goes on with what is new. MODE and WINDOW_ID say what is done
-    where no window option does.
+    One line of checkpoints a --name: called again, it goes on with what is new.
+
+    MODE and WINDOW_ID say what is done where no window option does.
     """
     from babylon_rl.launching import Model, looked_back
     from babylon_rl.training.batches import Wanted
@@ -86,6 +91,9 @@ def train(
     if kind == "list":
         _list(database, as_json)
         return
+    given = [one for one in CHOOSING if str(context.get_parameter_source(one)).endswith("COMMANDLINE")]
+    for text in [] if as_json else without_effect(kind, first, given):
+        errors.print(text, soft_wrap=True, markup=False)
     since, until = looked_back(settings, lookback_hours, datetime.now(UTC))
     wanted = Wanted(
         first=since,
@@ -172,6 +180,16 @@ def what(
     if mode == "single" or (mode == "" and settings.window_id is not None):
         return "range", settings.window_id, settings.window_id
     return mode or "chosen", None, None
+
+
+def without_effect(kind: str, first: str | None, given: Sequence[str]) -> list[str]:
+    """What a person should know of options that choose windows, of those that were given, where none are chosen."""
+    idle = [one for one in given if not (one == "lookback_hours" and kind == "continuous" and first is None)]
+    if kind == "chosen" or not idle:
+        return []
+    why = "windows are named" if kind == "range" else "BABYLON_RL_GROUPS_PER_UPDATE says when an update is due"
+    told = ", ".join(f"--{one.replace('_', '-')}" for one in idle)
+    return [f"Without effect here, because {why}: {told}."]
 
 
 def _settings(database: str | None, model: str | None, backend: str | None, max_cost: float | None) -> Settings:

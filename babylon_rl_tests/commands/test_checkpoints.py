@@ -43,6 +43,10 @@ def test_checkpoints_are_listed_with_the_reason_why_each_stays(typed):
     assert json.loads(typed("checkpoints", "--run", "other", "--json").stdout) == []
 
 
+def test_a_run_without_checkpoints_is_told_by_its_name(typed):
+    assert "of a training run 'other'" in typed("checkpoints", "--run", "other").stdout
+
+
 def test_pruning_says_what_it_would_do_and_does_it_once_it_is_told_to(typed, tmp_path):
     dry = typed("checkpoints", "prune")
     assert (

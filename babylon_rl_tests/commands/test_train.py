@@ -8,7 +8,7 @@ import typer
 
 from babylon_rl import materializing
 from babylon_rl.commands import training_told
-from babylon_rl.commands.train import what
+from babylon_rl.commands.train import what, without_effect
 from babylon_rl.commands.training_told import agree_to_cost
 from babylon_rl.database.urls import with_driver
 from babylon_rl.errors import SettingsError
@@ -87,6 +87,21 @@ def test_what_contradicts_itself_is_refused(monkeypatch, variables, options, sai
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=said):
         what(Settings(), *options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "given", "told"),
+    [
+        ("chosen", None, ["iterations", "lookback_hours"], ""),
+        ("range", W, ["iterations", "min_agents"], "--iterations, --min-agents"),
+        ("continuous", None, ["lookback_hours"], ""),
+        ("continuous", W, ["lookback_hours"], "--lookback-hours"),
+        ("continuous", None, ["windows_per_iteration"], "BABYLON_RL_GROUPS_PER_UPDATE"),
+    ],
+)
+def test_options_that_change_nothing_are_told(kind, first, given, told):
+    said = without_effect(kind, first, given)
+    assert told in " ".join(said) and bool(said) == bool(told)
 
 
 def test_mode_list_lists_the_windows_that_are_ready(database, train):
