@@ -10,6 +10,8 @@ import math
 import re
 from typing import Any, NamedTuple
 
+import msgspec
+
 from babylon_rl.errors import TrainingError
 from babylon_rl.groups.admitting import drawn_otherwise
 from babylon_rl.groups.advantages import LEAVE_ONE_OUT
@@ -69,6 +71,7 @@ def refuse_recipe(recipe: Recipe) -> None:
         "balanced_answers": recipe.balanced_answers is not None,
         "entropy_coefficient": recipe.entropy_coefficient != 0,
         "epochs": recipe.epochs != 1,
+        "ess_floor": recipe.ess_floor is not msgspec.UNSET,
     }
     if any(wrong.values()):
         raise TrainingError(
