@@ -15,7 +15,9 @@ from babylon_rl.defs.jobs import DATA_ASSETS
 from babylon_rl.groups.admitting import labels_of
 from babylon_rl.groups.snapshots import Snapshot, load_snapshot
 from babylon_rl.groups.trained_view import Member
+from babylon_rl.market.agents import make_agents
 from babylon_rl.market.endpoint import Endpoint, Sampling
+from babylon_rl.market.observation import observation
 from babylon_rl.market.play import play_windows
 from babylon_rl.market.trajectories import Label
 from babylon_rl.market.world import make_window
@@ -36,19 +38,22 @@ AGENTS = 8
 
 def record(database: Database, folder: Path, policy: Policy) -> None:
     """Two windows: of texts alone, and one in which the base model's answers stand beside texts."""
-    lock, asked = threading.Lock(), [0]
+    windows = {window_id: make_window(1, "train", number) for number, window_id in enumerate((TEXTS, MIXED))}
+    mixed = sorted(observation(windows[MIXED], agent) for agent in make_agents(1, "train", 1, AGENTS))
+    # By what is asked and not by when: agents of a window ask at the same time.
+    logged = {prompt: seed for seed, prompt in enumerate(mixed[::2])}
+    lock = threading.Lock()
 
     def reply(body):
-        choices = body["structured_outputs"]["choice"]
+        prompt, choices = body["messages"][-1]["content"], body["structured_outputs"]["choice"]
+        if prompt not in logged:
+            text = choices[sum(map(ord, prompt)) % 2]  # BUY or SELL: somebody is wrong
+            return 200, completion(text, logprobs=None, token_ids=None, prompt_token_ids=None, model="gpt-4o")
+        wanted = SampleRequest(
+            messages=body["messages"], adapter=None, choices=choices, temperature=1.0, top_p=1.0, exploration=0.1,
+            max_tokens=8, seed=logged[prompt],
+        )  # fmt: skip
         with lock:
-            asked[0] += 1
-            text = choices[sum(map(ord, body["messages"][-1]["content"])) % 2]  # BUY or SELL: somebody is wrong
-            if asked[0] <= AGENTS or asked[0] % 2:
-                return 200, completion(text, logprobs=None, token_ids=None, prompt_token_ids=None, model="gpt-4o")
-            wanted = SampleRequest(
-                messages=body["messages"], adapter=None, choices=choices, temperature=1.0, top_p=1.0, exploration=0.1,
-                max_tokens=8, seed=asked[0],
-            )  # fmt: skip
             (drawn,) = sample(policy, [wanted])
         logprobs = {"content": [{"token": "", "logprob": logprob} for logprob in drawn.logprobs]}
         told = {"token_ids": drawn.token_ids, "prompt_token_ids": drawn.prompt_token_ids, "checkpoint": "run@0"}
@@ -56,9 +61,8 @@ def record(database: Database, folder: Path, policy: Policy) -> None:
 
     with endpoint(reply) as script, Recorder(database, folder / "spool.jsonl") as recorder:
         where, sampling = Endpoint(script.base_url, "policy"), Sampling(seed=4, exploration=0.1)
-        for number, window_id in enumerate((TEXTS, MIXED)):
-            pairs = [(window_id, make_window(1, "train", number))]
-            play_windows(database, recorder, where, pairs, agents=AGENTS, label=Label("train"), sampling=sampling)
+        pairs = list(windows.items())
+        play_windows(database, recorder, where, pairs, agents=AGENTS, label=Label("train"), sampling=sampling)
         assert recorder.close().complete
 
 

@@ -125,12 +125,12 @@ def test_centring_is_over_each_minibatch_whose_shares_are_equal_and_in_order():
 def test_members_outside_the_lineage_are_left_out_before_the_advantages():
     mixed = group(10, [5.0, -5.0, 0.0, 9.0], {3: "gpt", 2: "demo@1"})
     lineage = Lineage("demo", {"demo@0": 0, "demo@1": 1}, current=1)
-    snapshot = make_snapshot([mixed], "demo", {**SETTINGS, "backend": "wandb"}, 1, lineage=lineage)
-    assert snapshot.left_out == {"members foreign_model": 1}
+    snapshot = make_snapshot([mixed], "demo", {**SETTINGS, "admit": ("on_policy", "stale")}, 1, lineage=lineage)
+    assert snapshot.left_out == {"members narrowed foreign_model": 1}
     assert len(snapshot.groups[0].members) == 3 and abs(math.fsum(advantages_of(snapshot.groups))) < 1e-15
     strict = {**SETTINGS, "stale_limit": 0}
     with pytest.raises(TrainingError, match="2 members stale"):
-        make_snapshot([mixed], "demo", {**strict, "backend": "wandb"}, 1, lineage=lineage)
+        make_snapshot([mixed], "demo", {**strict, "admit": ("on_policy", "stale")}, 1, lineage=lineage)
 
 
 def test_nothing_trainable_is_an_error_that_says_why():
@@ -175,7 +175,7 @@ def with_baselines(one, *baselines):
 def test_baselines_are_taken_off_also_where_members_are_left_out_since():
     mixed = with_baselines(group(10, [5.0, -5.0, 0.0, 9.0], {3: "gpt"}), 0.004, -0.001)
     lineage = Lineage("demo", {"demo@0": 0}, current=0)
-    snapshot = make_snapshot([mixed], "demo", {**SETTINGS, "backend": "wandb"}, 1, lineage=lineage)
+    snapshot = make_snapshot([mixed], "demo", {**SETTINGS, "admit": ("on_policy", "stale")}, 1, lineage=lineage)
     (made_of,) = snapshot.groups
     residuals = [member.reward - taken for member, taken in zip(mixed.members, (0.004, -0.001, 0.0), strict=False)]
     assert [m.advantage for m in made_of.members] == pytest.approx(leave_one_out(residuals))
@@ -247,6 +247,6 @@ def test_a_window_of_which_one_member_is_left_goes_with_its_reason():
 def test_members_that_are_not_admitted_do_not_count_for_the_target():
     mixed = group(10, [5.0, -5.0, 0.0, 9.0], {3: "gpt"})
     lineage = Lineage("demo", {"demo@0": 0}, current=0)
-    limited = {**SETTINGS, "dropout_target": 3, "backend": "wandb"}
+    limited = {**SETTINGS, "dropout_target": 3, "admit": ("on_policy", "stale")}
     snapshot = make_snapshot([mixed], "demo", limited, 1, lineage=lineage)
-    assert snapshot.left_out == {"members foreign_model": 1}
+    assert snapshot.left_out == {"members narrowed foreign_model": 1}
