@@ -19,7 +19,7 @@ from babylon_rl.groups.build import GroupSettings, build_group
 from babylon_rl.groups.leaks import Leak
 from babylon_rl.groups.provenance import Lineage
 from babylon_rl.groups.snapshots import load_snapshot, make_snapshot, save_snapshot
-from babylon_rl.groups.trained_view import decode_group
+from babylon_rl.groups.trained_view import Group, decode_group
 from babylon_rl.training.alarm_log import exploration_for, list_alarms
 from babylon_rl.training.due import MOST_ATTEMPTS, WAITS, Attempt, DueUpdate, due_updates, next_attempt
 from babylon_rl.training.ledger import before_submitting, failed, in_doubt, open_job, retry
@@ -287,6 +287,21 @@ class BySide(NamedTuple):
         return Identity({name: self.stream.gauss(0, 0.002) for name in names}, 5, None, 1.0, None, 0.0)
 
 
+def drawn_freely(group: Group) -> Group:
+    """The group as if its answers were drawn from all tokens, which is what a hosted service is sent."""
+    return msgspec.structs.replace(
+        group,
+        members=[
+            msgspec.structs.replace(
+                member,
+                action_values=None,
+                decisions=[msgspec.structs.replace(one, choices=None) for one in member.decisions],
+            )
+            for member in group.members
+        ],
+    )
+
+
 NARROWED = (msgspec.UNSET, ("on_policy",), ("stale",), ("on_policy", "stale"), ("foreign_model",), ("no_logprobs",))
 
 
@@ -319,7 +334,7 @@ def test_what_counts_as_new_is_what_the_snapshot_would_keep_with_texts_and_both_
     groups = [decode_group(group) for group in rows[rows["status"] == "trainable"]["group"]]
     try:
         settings = {**opened.run.recipe.as_json(), "backend": backend}
-        snapshot = make_snapshot(groups, "run", settings, 0, lineage=lineage)
+        snapshot = make_snapshot(map(drawn_freely, groups), "run", settings, 0, lineage=lineage)
         kept = snapshot.window_ids
     except TrainingError:
         kept = ()
