@@ -128,6 +128,7 @@ training_attempts = sa.Table(
     sa.Column("submissions", sa.Integer, nullable=False, server_default="0", comment="times it left for a service"),
     sa.Column("step_before", sa.Integer, nullable=False, comment="of the remote model, or of the parent"),
     sa.Column("step_after", sa.Integer),
+    sa.Column("window_id", sa.Text, comment="window that ended its update, under which its checkpoint is booked"),
     sa.Column("metrics", Json, comment="of the remote job, as far as its events were read"),
     sa.Column("error", sa.Text, comment="what went wrong, or what is not known"),
     sa.Column("actor", sa.Text, comment="who made the latest move"),
@@ -195,5 +196,14 @@ promotions = sa.Table(
     sa.Column("who", sa.Text, nullable=False),
     sa.Column("why", sa.Text, nullable=False),
     sa.Column("evidence", Json, nullable=False),
+    sa.Column(
+        "kind",
+        sa.Text,
+        nullable=False,
+        server_default="promotion",
+        comment="promotion | rollback: back to an earlier one",
+    ),
+    sa.Column("experiment_id", sa.Text, comment="the experiment that decided it"),
     now("promoted_at"),
+    sa.CheckConstraint("kind IN ('promotion', 'rollback')", name="kind"),
 )

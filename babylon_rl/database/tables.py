@@ -1,17 +1,18 @@
 """Our own tables: schema `babylon_rl`, the source of the Alembic migrations.
 
 Tables of assets keep their history: a row is current while `superseded_at` is null, and the rows of a
-window are replaced together (`database.history`). Times are `timestamptz`. Those of models are in `model_tables`. The
-application's tables are in `application_tables.py`, in a MetaData of their own that Alembic never sees.
+window are replaced together (`database.history`). Times are `timestamptz`. Those of models are in `model_tables`,
+those of serving in `serving_tables`. The application's tables are in `application_tables.py`, in a MetaData of their
+own that Alembic never sees.
 """
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from babylon_rl.database import application_tables, model_tables
+from babylon_rl.database import application_tables, model_tables, serving_tables
 from babylon_rl.database.metadata import SCHEMA, WHOLE_HOUR, Json, Real, Time, asset_table, metadata, now
 
-__all__ = ["SCHEMA", "metadata", "model_tables"]
+__all__ = ["SCHEMA", "metadata", "model_tables", "serving_tables"]
 
 
 # --- what agents did -------------------------------------------------------------------------------
@@ -249,6 +250,55 @@ checkpoint_evaluations = asset_table(
     sa.Column("baseline_pnl", Real, nullable=False),
     sa.Column("decision", sa.Text, nullable=False, comment="promote | keep | info"),
     sa.Column("reason", sa.Text, nullable=False),
+)
+
+_EVALUATED = (
+    sa.Column("candidate", sa.Text, nullable=False),
+    sa.Column("baseline", sa.Text, nullable=False, comment="checkpoint, or name of a fixed policy"),
+    sa.Column("effect", Real, comment="candidate less baseline; null where there is no window to compare in"),
+    sa.Column("low", Real, comment="95 % interval"),
+    sa.Column("high", Real),
+    sa.Column("candidate_value", Real),
+    sa.Column("baseline_value", Real),
+)
+
+
+def _evaluated() -> list[sa.Column]:
+    return [column.copy() for column in _EVALUATED]
+
+
+market_evaluations = asset_table(
+    "market_evaluations",
+    ("candidate", "baseline"),
+    *_evaluated(),
+    sa.Column("windows", sa.Integer, nullable=False, comment="of the simulated market, made of the seed"),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("valid", Real, comment="share of the candidate's answers that are legal actions"),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+
+replay_evaluations = asset_table(
+    "replay_evaluations",
+    ("candidate", "baseline"),
+    *_evaluated(),
+    sa.Column("decisions", sa.Integer, nullable=False, comment="recorded prompts that the policy answered again"),
+    sa.Column("unvalued", sa.Integer, nullable=False, comment="prompts whose answers have no known value"),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+
+online_evaluations = asset_table(
+    "online_evaluations",
+    ("checkpoint_id",),
+    sa.Column("checkpoint_id", sa.Text, nullable=False, comment="what answered, as recorded"),
+    sa.Column("agents", sa.Integer, nullable=False),
+    sa.Column("decisions", sa.Integer, nullable=False),
+    sa.Column("pnl_mean", Real, comment="dollars an agent"),
+    sa.Column("reward_mean", Real, comment="reward of the window's scorer"),
+    sa.Column("valid", Real, comment="share of decisions that are legal actions"),
+    sa.Column("drawdown", Real, comment="worst loss from an agent's peak, as a share of its capital"),
+    sa.Column("latency_p95_ms", Real),
+    sa.Column("experiment_id", sa.Text, comment="the experiment that ran in the window"),
 )
 
 # --- what judges answered ---------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from babylon_rl.settings.names import OLD_NAMES, variable_of
 from babylon_rl.settings.old_names import notes, translated
 from babylon_rl.settings.recordings import REPOSITORY, DatabaseSettings, WindowSettings
 from babylon_rl.settings.rewards import JudgeSettings, RewardSettings
+from babylon_rl.settings.serving import ExperimentSettings, ServingSettings
 from babylon_rl.settings.sources import Given, given_variables
 from babylon_rl.settings.training import HostedSettings, TrainingSettings
 
@@ -40,6 +41,8 @@ SECTIONS: tuple[type[BaseModel], ...] = (
     WindowSettings,
     RewardSettings,
     JudgeSettings,
+    ServingSettings,
+    ExperimentSettings,
 )
 # Field -> its variable.
 VARIABLES = {name: variable_of(name, field) for part in SECTIONS for name, field in part.model_fields.items()}
@@ -70,7 +73,15 @@ class _Variables(PydanticBaseSettingsSource):
 
 
 class Settings(
-    DatabaseSettings, TrainingSettings, HostedSettings, WindowSettings, RewardSettings, JudgeSettings, BaseSettings
+    DatabaseSettings,
+    TrainingSettings,
+    HostedSettings,
+    WindowSettings,
+    RewardSettings,
+    JudgeSettings,
+    ServingSettings,
+    ExperimentSettings,
+    BaseSettings,
 ):
     """What a user can set. Field descriptions are what `env.template` says."""
 
