@@ -19,6 +19,7 @@ from babylon_rl.commands.lineage import lineage
 from babylon_rl.commands.outcomes import app as outcomes_app
 from babylon_rl.commands.publish import publish
 from babylon_rl.commands.recording import app as recording_app
+from babylon_rl.commands.report import report
 from babylon_rl.commands.rescore import rescore
 from babylon_rl.commands.score import score
 from babylon_rl.commands.settings import app as settings_app
@@ -55,6 +56,7 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(outcomes_app, name="outcomes")
 app.command("publish")(publish)
 app.add_typer(recording_app, name="recording")
+app.command("report")(report)
 app.command("rescore")(rescore)
 app.command("score")(score)
 app.add_typer(settings_app, name="settings")
@@ -213,7 +215,7 @@ def _tell(database: Any, settings: Settings, training_run: str) -> None:
     from babylon_rl.evaluation.promotion import evidence_of
     from babylon_rl.evaluation.schedule import schedule_of
     from babylon_rl.plans import plan_behind, plan_digest
-    from babylon_rl.reporting import alarm_lines, draw_curve, evaluation_rows, rounds, runs_alike
+    from babylon_rl.reporting.progress import alarm_lines, draw_curve, evaluation_rows, rounds, runs_alike
     from babylon_rl.training.runs import base_checkpoint, load_run
 
     with database.connect() as connection:
@@ -281,7 +283,7 @@ def _rounds_table(played: list[Any]) -> Table:
 def status(database: DatabaseOption = None, as_json: JsonOption = False) -> None:
     """What is recorded, trained and promoted."""
     from babylon_rl.loop import prepare
-    from babylon_rl.reporting import status as read_status
+    from babylon_rl.reporting.progress import status as read_status
 
     found = read_status(prepare(settings_for(database)))
     if as_json:

@@ -20,6 +20,7 @@ from babylon_rl.defs.jobs import (
     train_checkpoint,
 )
 from babylon_rl.defs.judge_calibration import judge_calibration
+from babylon_rl.defs.loop_report import loop_report
 from babylon_rl.defs.market_outcomes import market_outcomes
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.scored_trajectories import scored_trajectories
@@ -44,6 +45,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             art_groups,
             trained_checkpoints,
             checkpoint_evaluations,
+            loop_report,
         ],
         asset_checks=[
             *data_checks,

@@ -27,7 +27,7 @@ from babylon_rl.materializing import Materializer, Stage
 from babylon_rl.plans import Plan, demo_name
 from babylon_rl.recording.reader import list_windows, whole_windows
 from babylon_rl.recording.recorder import Recorder
-from babylon_rl.reporting import alarm_lines, evaluation_rows
+from babylon_rl.reporting.progress import alarm_lines, evaluation_rows
 from babylon_rl.serving.process import Endpoint as ServedEndpoint
 from babylon_rl.serving.process import running_endpoint
 from babylon_rl.settings import Settings

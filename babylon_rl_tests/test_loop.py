@@ -17,7 +17,7 @@ from babylon_rl.loop import run_demo
 from babylon_rl.market.policies import FIXED_POLICIES
 from babylon_rl.materializing import ASSETS, environment
 from babylon_rl.plans import PLANS, plan_behind
-from babylon_rl.reporting import draw_curve, rounds, runs_alike, status
+from babylon_rl.reporting.progress import draw_curve, rounds, runs_alike, status
 from babylon_rl.settings import REPOSITORY, Settings
 from babylon_rl.training.runs import load_run
 from babylon_rl.windows import window_range

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.bench.results import Estimate, Point, SeedResult, over_seeds, write_whole
-from babylon_rl.reporting import PNL
+from babylon_rl.reporting.progress import PNL
 
 NAMES = {"always_buy": "always BUY", "always_sell": "always SELL", "hold": "HOLD", "random": "random"}
 HEADER = (

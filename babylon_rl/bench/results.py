@@ -12,7 +12,7 @@ from babylon_rl.evaluation.paired import mean_interval
 from babylon_rl.evaluation.promotion import evidence_of
 from babylon_rl.evaluation.schedule import schedule_of
 from babylon_rl.market.policies import INFORMED_POLICY
-from babylon_rl.reporting import (
+from babylon_rl.reporting.progress import (
     candidate_interval,
     evaluation_rows,
     policy_pnl,

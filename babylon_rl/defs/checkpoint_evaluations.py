@@ -19,7 +19,7 @@ evaluation that ended in the hour, which most hours have none of.
 **Not promoted?** `reason` says which comparison was not won. An interval that holds zero is no evidence either way:
 more windows narrow it.
 
-Made from `trained_checkpoints` and the runs recorded for evaluation.
+Made from `trained_checkpoints` and the runs recorded for evaluation. Read by `loop_report`.
 """
 
 

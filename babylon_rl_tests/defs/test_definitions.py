@@ -19,7 +19,7 @@ def test_definitions_hang_together():
     definitions = build_defs()
     dg.Definitions.validate_loadable(definitions)
     names = {key.to_user_string() for key in definitions.resolve_all_asset_keys()}
-    assert names == {*ASSETS, "recorded_trajectories"}
+    assert names == {*ASSETS, "recorded_trajectories", "loop_report"}
 
 
 def test_only_corruption_blocks():

@@ -9,7 +9,7 @@ from babylon_rl.database.tables import checkpoint_evaluations
 from babylon_rl.definitions import build_defs
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.evaluation.compare import COLUMNS
-from babylon_rl.reporting import status
+from babylon_rl.reporting.progress import status
 from babylon_rl.training.runs import Checkpoint, save_checkpoint
 from babylon_rl.training.trainer import WEIGHTS_FILE, weights_digest
 from babylon_rl_tests.training.rounds import OpenRun, window

@@ -5,7 +5,7 @@ import pytest
 
 from babylon_rl.evaluation import schedule
 from babylon_rl.evaluation.schedule import candidate_of, schedule_of
-from babylon_rl.reporting import alarm_lines
+from babylon_rl.reporting.progress import alarm_lines
 from babylon_rl.training.alarm_log import (
     exploration_for,
     list_alarms,
