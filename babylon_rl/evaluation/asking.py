@@ -5,7 +5,7 @@ Checkpoints of one base model share one process: the base model, and an adapter 
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,13 @@ class Weights(NamedTuple):
     adapter: str | None
 
 
+class Found(NamedTuple):
+    """A checkpoint that can be asked. `weights`: None where a service keeps them and answers with them."""
+
+    checkpoint: Checkpoint
+    weights: Weights | None
+
+
 def roles(connection: psycopg.Connection, checkpoint: Checkpoint) -> dict[str, list[str]]:
     """What a checkpoint is compared with: checkpoint ids, each with what it is to it (base, parent, promoted)."""
     found: dict[str, list[str]] = {base_checkpoint(checkpoint.training_run): ["base"]}
@@ -57,26 +64,20 @@ def weights_id(checkpoint: Checkpoint) -> str:
 
 def available(
     connection: psycopg.Connection, settings: Settings, checkpoint_ids: Sequence[str]
-) -> tuple[dict[str, Checkpoint], dict[str, str]]:
+) -> tuple[dict[str, Found], dict[str, str]]:
     """The checkpoints that can be asked, and why the others cannot (deleted, altered, another base model)."""
     found, missing = {}, {}
     for name in dict.fromkeys(checkpoint_ids):
         checkpoint = load_checkpoint(connection, name)
+        hosted = checkpoint.path is None and checkpoint.inference_name is not None
         try:
-            if not hosted(checkpoint):
-                weights_of(connection, settings, checkpoint)
-            found[name] = checkpoint
+            found[name] = Found(checkpoint, None if hosted else _weights(connection, settings, checkpoint))
         except (TrainingError, ModelError) as error:
             missing[name] = str(error)
     return found, missing
 
 
-def hosted(checkpoint: Checkpoint) -> bool:
-    """Whether a service keeps the weights and answers with them."""
-    return checkpoint.path is None and checkpoint.inference_name is not None
-
-
-def weights_of(connection: psycopg.Connection, settings: Settings, checkpoint: Checkpoint) -> Weights:
+def _weights(connection: psycopg.Connection, settings: Settings, checkpoint: Checkpoint) -> Weights:
     """The checkpoint's weights on this machine. TrainingError, ModelError where they are not to be had."""
     run = load_run(connection, checkpoint.training_run)
     folder = prepare_base_model(checkpoint.base_model, settings.home, run.seed if run else 0)
@@ -88,23 +89,19 @@ def weights_of(connection: psycopg.Connection, settings: Settings, checkpoint: C
 
 
 @contextlib.contextmanager
-def asked_checkpoints(
-    connection: psycopg.Connection, settings: Settings, checkpoints: Sequence[Checkpoint]
-) -> Iterator[dict[str, Asked]]:
+def asked_checkpoints(settings: Settings, checkpoints: Iterable[Found]) -> Iterator[dict[str, Asked]]:
     """Where each checkpoint answers, by id, until the block ends; a hosted one is asked where the service serves it.
 
     One process of ours a base model and precision. ServingError where one does not start.
     """
     places: dict[str, Asked] = {}
     groups: dict[tuple[Path, str | None], dict[str, str | None]] = {}
-    for one in checkpoints:
-        if hosted(one):
-            key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None
-            where = Endpoint(str(one.inference_url), str(one.inference_name), key)
-            places[one.checkpoint_id] = Asked(where, ours=False)
+    for one, weights in checkpoints:
+        if weights is not None:
+            groups.setdefault((weights.folder, weights.precision), {})[one.checkpoint_id] = weights.adapter
             continue
-        weights = weights_of(connection, settings, one)
-        groups.setdefault((weights.folder, weights.precision), {})[one.checkpoint_id] = weights.adapter
+        key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None
+        places[one.checkpoint_id] = Asked(Endpoint(str(one.inference_url), str(one.inference_name), key), ours=False)
     with contextlib.ExitStack() as stack:
         for (folder, precision), members in groups.items():
             adapters = {name: place for name, place in members.items() if place is not None}
