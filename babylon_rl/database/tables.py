@@ -275,6 +275,7 @@ market_evaluations = asset_table(
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("valid", Real, comment="share of the candidate's answers that are legal actions"),
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("made_from", sa.Text, nullable=False, comment="digest of weights, windows and seeds"),
 )
 
 replay_evaluations = asset_table(
@@ -285,6 +286,9 @@ replay_evaluations = asset_table(
     sa.Column("unvalued", sa.Integer, nullable=False, comment="prompts whose answers have no known value"),
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("window_revision", sa.Text, nullable=False),
+    sa.Column("outcome_revision", sa.Text, nullable=False),
+    sa.Column("made_from", sa.Text, nullable=False, comment="digest of weights, revisions and seed"),
 )
 
 online_evaluations = asset_table(
@@ -299,6 +303,8 @@ online_evaluations = asset_table(
     sa.Column("drawdown", Real, comment="worst loss from an agent's peak, as a share of its capital"),
     sa.Column("latency_p95_ms", Real),
     sa.Column("experiment_id", sa.Text, comment="the experiment that ran in the window"),
+    sa.Column("window_revision", sa.Text, nullable=False),
+    sa.Column("scores_digest", sa.Text, comment="digest of the window's scored_trajectories"),
 )
 
 # --- what judges answered ---------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from babylon_rl.market.agents import AgentState, make_agents
 from babylon_rl.market.endpoint import Endpoint, Sampling, ask, connect, request_body
 from babylon_rl.market.observation import observation, system_prompt
 from babylon_rl.market.policies import choose
-from babylon_rl.market.settlement import settle
+from babylon_rl.market.settlement import Settlement, settle
 from babylon_rl.market.trajectories import Asked, Label, make_run, market_history
 from babylon_rl.market.world import MarketWindow
 from babylon_rl.recording.market_history import record_market
@@ -92,21 +92,68 @@ def play_windows(
         raise SettingsError(f"At least one window must be played at a time, not {concurrency}.")
     _record_markets(database, windows, agents)
 
-    async def play_all() -> list[PlayedWindow]:
+    def finish(window_id: str, window: MarketWindow, state: list[AgentState], asked: list[Asked]) -> PlayedWindow:
+        return _finish(recorder, window_id, window, state, asked, label, progress)
+
+    return _ask_windows(endpoint, windows, agents, sampling, concurrency, finish)
+
+
+def play_unrecorded(
+    endpoint: Endpoint,
+    windows: Sequence[tuple[str, MarketWindow]],
+    *,
+    agents: int = 8,
+    sampling: Sampling,
+    concurrency: int = 4,
+    progress: Progress | None = None,
+) -> list[PlayedWindow]:
+    """As `play_windows`, in memory: nothing is written. A window's id is any name; the calls' seeds are made of it."""
+
+    def finish(window_id: str, window: MarketWindow, state: list[AgentState], asked: list[Asked]) -> PlayedWindow:
+        played = _played(window_id, window, state, asked)[0]
+        if progress is not None:
+            progress(played)
+        return played
+
+    return _ask_windows(endpoint, windows, agents, sampling, concurrency, finish)
+
+
+def play_fixed_unrecorded(
+    policy: str, windows: Sequence[tuple[str, MarketWindow]], agents: int = 8
+) -> list[PlayedWindow]:
+    """What a policy of `market.policies` earns in the windows, in memory."""
+    played = []
+    for window_id, window in windows:
+        state = make_agents(window.seed, window.split, window.index, agents)
+        played.append(_played(window_id, window, state, [choose(policy, window, agent) for agent in state])[0])
+    return played
+
+
+def _ask_windows(
+    endpoint: Endpoint,
+    windows: Sequence[tuple[str, MarketWindow]],
+    agents: int,
+    sampling: Sampling,
+    concurrency: int,
+    finish: Callable[[str, MarketWindow, list[AgentState], list[Asked]], T],
+) -> list[T]:
+    """Ask all agents of each window; what `finish` makes of their answers, in the order of `windows`."""
+
+    async def ask_all() -> list[T]:
         room = asyncio.Semaphore(concurrency)
         async with connect(endpoint) as client:
 
-            async def play_one(window_id: str, window: MarketWindow) -> PlayedWindow:
+            async def ask_one(window_id: str, window: MarketWindow) -> T:
                 async with room:
                     state = make_agents(window.seed, window.split, window.index, agents)
                     asked = await _gather(
                         _ask_agent(client, endpoint, sampling, window_id, window, agent) for agent in state
                     )
-                    return _finish(recorder, window_id, window, state, list(asked), label, progress)
+                    return finish(window_id, window, state, asked)
 
-            return await _gather(play_one(*pair) for pair in windows)
+            return await _gather(ask_one(*pair) for pair in windows)
 
-    return asyncio.run(play_all())
+    return asyncio.run(ask_all())
 
 
 def play_fixed(
@@ -237,34 +284,46 @@ def _finish(
     times: Sequence[tuple[datetime, datetime]] | None = None,
 ) -> PlayedWindow:
     """Settle the answers, hand the window to the recorder as one, and tell."""
-    asked = [one if isinstance(one, Asked) else None for one in given]
+    played, settled = _played(window_id, window, state, given)
+    runs = [
+        make_run(
+            window_id,
+            window,
+            state[i],
+            settled[i],
+            label,
+            one if isinstance(one, Asked) else None,
+            times[i] if times else None,
+        )
+        for i, one in enumerate(given)
+    ]
+    recorder.record_together(runs)
+    if progress is not None:
+        progress(played)
+    return played
+
+
+def _played(
+    window_id: str, window: MarketWindow, state: Sequence[AgentState], given: Sequence[Asked | str]
+) -> tuple[PlayedWindow, list[Settlement]]:
+    """What the answers came to; `given`: of models, or the texts of a fixed policy."""
     answers = [one.answer.text if isinstance(one, Asked) else one for one in given]
     actions = [
         parse_action(answer, window.instrument(agent.instrument)) for agent, answer in zip(state, answers, strict=True)
     ]
     settled = settle(window, state, actions)
-    runs = [
-        make_run(window_id, window, state[i], settled[i], label, asked[i], times[i] if times else None)
-        for i in range(len(state))
+    decisions = [
+        PlayedDecision(
+            agent_id=one.agent_id,
+            instrument=one.instrument,
+            answer=answers[i],
+            action_type=one.action_type,
+            valid=one.success,
+            pnl=one.pnl,
+            capital=one.capital,
+            logged=isinstance(asked, Asked) and asked.answer.logged,
+            checkpoint=asked.answer.checkpoint if isinstance(asked, Asked) else None,
+        )
+        for i, (one, asked) in enumerate(zip(settled, given, strict=True))
     ]
-    recorder.record_together(runs)
-    played = PlayedWindow(
-        window_id,
-        tuple(
-            PlayedDecision(
-                agent_id=one.agent_id,
-                instrument=one.instrument,
-                answer=answers[i],
-                action_type=one.action_type,
-                valid=one.success,
-                pnl=one.pnl,
-                capital=one.capital,
-                logged=bool(runs[i].calls),
-                checkpoint=asked[i].answer.checkpoint if asked[i] else None,
-            )
-            for i, one in enumerate(settled)
-        ),
-    )
-    if progress is not None:
-        progress(played)
-    return played
+    return PlayedWindow(window_id, tuple(decisions)), settled
