@@ -6,13 +6,14 @@ MODEL ?= smollm2-135m
 SEED ?=
 SEEDS ?= 11-20
 RUN = $(VENV)/bin
+AGENT = babylon_rl_tests/serving/typescript
 
 # A user's own settings must not reach the demo or the tests.
 CLEAN = env -u DATABASE_URL -u BABYLON_RL_DATABASE_URL -u BABYLON_RL_PUBLISH_URL -u WANDB_API_KEY -u OPENAI_API_KEY \
 	-u JUDGE_MODEL -u JUDGE_BASE_URL -u JUDGE_API_KEY -u WANDB_ENTITY -u WANDB_PROJECT -u PROJECT_NAME -u MODEL_NAME \
 	-u MODE -u WINDOW_ID -u TRAIN_RL_LOCAL -u TRAINING_BACKEND -u BABYLON_RL_SETTINGS_FILE
 
-.PHONY: help install demo bench bench-learning ui test browser screenshots lint env-template constraints down
+.PHONY: help install demo bench bench-learning ui test browser node typescript screenshots lint env-template constraints down
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -43,11 +44,18 @@ ui: install ## open Dagster, sensors on, on what is in the database; Ctrl-C ends
 	$(RUN)/babylon-rl ui $(ARGS)
 
 # A machine of CI is set up for the suite alone; on anybody else's nothing is installed system-wide unasked.
-test: install $(if $(filter true,$(CI)),browser) ## the whole test suite; without chromium the browser test is skipped
+test: install $(if $(filter true,$(CI)),browser node) typescript ## the whole test suite; what needs chromium or node is skipped without them
 	$(CLEAN) $(RUN)/python -m pytest $(ARGS)
 
 browser: ## Debian's chromium for the browser test; needs root
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
+
+node: ## Debian's node for the TypeScript agent's test; needs root
+	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends nodejs npm)
+
+typescript: ## the packages of the TypeScript agent's test, where npm is there
+	@test $(AGENT)/node_modules/.package-lock.json -nt $(AGENT)/package-lock.json || ! command -v npm >/dev/null || \
+		npm ci --silent --prefix $(AGENT) || echo "The TypeScript agent's packages cannot be had; its test is skipped."
 
 screenshots: install browser ## pictures of the open UI for the README (URL=http://127.0.0.1:3000 WINDOW=2025-01-15T10:00 UPDATE=2025-01-18T23:00)
 	$(RUN)/python -m babylon_rl_tests.desk.pages $(URL) $(WINDOW) $(UPDATE)
