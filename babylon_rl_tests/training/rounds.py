@@ -14,11 +14,12 @@ from babylon_rl.groups.build import build_group
 from babylon_rl.groups.snapshots import load_snapshot
 from babylon_rl.scoring.scorers import score_window
 from babylon_rl.settings import Settings
+from babylon_rl.training.due import DueUpdate, due_updates
 from babylon_rl.training.recipe import Recipe
 from babylon_rl.training.runs import Checkpoint, TrainingRun, list_checkpoints, start_run
 from babylon_rl.training.trainer import WEIGHTS_FILE, TrainerRequest, TrainerResult, weights_digest
 from babylon_rl.training.updates import update_checkpoints
-from babylon_rl.windows import shift_window, window_range
+from babylon_rl.windows import parse_window_id, shift_window, window_range
 from babylon_rl_tests.scoring import made
 
 SIZE = 2
@@ -182,3 +183,22 @@ class OpenRun:
 def window(place: int) -> str:
     """The window at a place, counted from the first."""
     return shift_window(made.WINDOW, place)
+
+
+PARTITIONS_START = "2024-01-01T00:00"
+
+
+def due(opened: OpenRun, now: int = 100, start: str = PARTITIONS_START) -> tuple[list[DueUpdate], list[str]]:
+    """What is due in the hour at place `now`, which is not over."""
+    with opened.database.connect() as connection:
+        return due_updates(connection, parse_window_id(window(now)), start)
+
+
+def make_due_updates(opened: OpenRun, now: int = 100) -> int:
+    """Do what the sensor requests until nothing is due; how many requests there were."""
+    count = 0
+    while updates := due(opened, now)[0]:
+        opened.compute(updates[0].first, updates[0].last)
+        count += 1
+        assert count < 20
+    return count
