@@ -36,6 +36,7 @@ STATUS, REFUSED, LOCK = "shipper.json", "refused.jsonl", "shipper.lock"
 BATCH_EVENTS, BATCH_BYTES = 500, 4_000_000
 POLL_SECONDS, STATUS_SECONDS, CLEAN_SECONDS = 0.1, 1.0, 30.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # after an error, doubled each time
+PATIENCE_SECONDS = 5.0  # with another shipper, which may still be ending
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +287,7 @@ def ship_until(ended: threading.Event, database: Database, folder: Path, memory_
 def _alone(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(folder / LOCK, "w") as lock:
-        deadline = time.monotonic() + 5  # the one before may still be ending
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
