@@ -104,7 +104,7 @@ def test_an_agent_in_typescript_plays_and_its_trajectory_is_read_as_any_other(
     ship(database, served.folder)
     with database.connect() as connection:
         (window_id,) = connection.execute(
-            'SELECT "windowId" FROM trajectories WHERE "trajectoryId" = %s', (told["trajectoryId"],)
+            "SELECT window_id FROM babylon_rl.gateway_calls WHERE trajectory_id = %s", (told["trajectoryId"],)
         ).fetchone()
     with database.recordings() as recordings:
         recorded = read_window(recordings, window_id)
