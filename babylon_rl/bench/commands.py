@@ -21,8 +21,8 @@ from babylon_rl.console import (
 )
 
 app = typer.Typer(
-    help="Measurements: a recipe over seeds, rewards, experiments, a judge's guard, Dagster's overhead, the sensor's tick, reading, "
-    "writing, snapshots, faults, submissions of training jobs, the trainer.",
+    help="Measurements: a recipe over seeds, rewards, experiments, a judge's guard, Dagster's overhead, the sensor's "
+    "tick, reading, writing, snapshots, faults, submissions of training jobs, the trainer.",
     no_args_is_help=True,
 )
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]

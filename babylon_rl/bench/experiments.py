@@ -7,13 +7,13 @@ a guardrail at its margin. Each is compared to a plain test that is looked at as
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from babylon_rl.evaluation.noise import Noise, measure_noise
-from babylon_rl.evaluation.power import POWER, Plan, forecast
+from babylon_rl.evaluation.noise import Plan, measure_noise, of_hours
+from babylon_rl.evaluation.power import POWER, forecast
 from babylon_rl.evaluation.sample_ratio import log_evidence
 from babylon_rl.evaluation.sequential import LEAST_BLOCKS, bounds, deflated_alpha
 from babylon_rl.evaluation.simulated import Setting, simulated_observations, simulated_past
@@ -21,6 +21,7 @@ from babylon_rl.evaluation.simulated import Setting, simulated_observations, sim
 ALPHA = 0.05
 FAMILY = 10
 PAST_HOURS = 672
+PASTS = 10
 RATIO_ALPHA = 0.01
 _CHUNK = 500
 _STREAM = 5_000
@@ -192,43 +193,54 @@ def measure_alike(name: str, setting: Setting, seed: int, simulations: int, alph
 
 
 def measure_planted(name: str, setting: Setting, effect: float, seed: int, simulations: int) -> Planted:
-    """Experiments with an effect, of the length that the forecast tells from hours recorded before.
+    """Experiments with an effect, each of the length that a forecast told from hours recorded before it.
 
-    A drift of differences from hour to hour leaves no trace in hours without an effect, so that the forecast of
-    `paired-by-window` is told of it.
+    There are as many forecasts, each from a past of its own, as parts of the simulations; `hours` is their median.
     """
     generator = _stream(seed, f"planted/{name}")
-    noise = measure_noise(simulated_past(setting, PAST_HOURS, generator), setting.design, setting.share)
-    if setting.design == "paired-by-window":
-        noise = msgspec.structs.replace(noise, autocorrelation=setting.autocorrelation)
-    noise = _with_missing(noise, setting)
-    plan = Plan(design=setting.design, block_hours=setting.block_hours, burn_in=setting.burn_in, alpha=ALPHA)
-    told = forecast(noise, plan, effect)
-    if told.hours is None or told.horizon_blocks is None or told.plain_hours is None:
-        raise ValueError(f"{name}: the planted effect is too small for half a year")
-    lasting, alpha = msgspec.structs.replace(setting, hours=told.hours), deflated_alpha(ALPHA, 1)
-    found = {}
-    for sign in (1, -1):
-        hits = 0
-        for paths in _parts(simulations):
+    told, hits = [], {1: 0, -1: 0}
+    for paths in _parts(simulations, max(simulations // PASTS, 1)):
+        horizon = _told(setting, effect, generator)
+        told.append(horizon)
+        lasting, alpha = msgspec.structs.replace(setting, hours=horizon.hours), deflated_alpha(ALPHA, 1)
+        for sign in hits:
             blocks = simulated_observations(lasting, paths, generator, sign * effect)
-            own = bounds(blocks, alpha, alpha, told.horizon_blocks)
-            hits += int(((own.low > 0) if sign > 0 else (own.high < 0)).any(axis=1).sum())
-        found[sign] = hits / simulations
+            own = bounds(blocks, alpha, alpha, horizon.blocks)
+            hits[sign] += int(((own.low > 0) if sign > 0 else (own.high < 0)).any(axis=1).sum())
     return Planted(
         name=name,
         simulations=simulations,
         effect=effect,
-        hours=told.hours,
-        plain_hours=told.plain_hours,
-        power=found[1],
-        harm=found[-1],
+        hours=int(np.median([each.hours for each in told])),
+        plain_hours=int(np.median([each.plain_hours for each in told])),
+        power=hits[1] / simulations,
+        harm=hits[-1] / simulations,
     )
 
 
-def _with_missing(noise: Noise, setting: Setting) -> Noise:
-    """Windows that get lost are not among those that agents were in."""
-    return msgspec.structs.replace(noise, missing=1 - (1 - noise.missing) * (1 - setting.missing))
+class _Horizon(NamedTuple):
+    hours: int
+    blocks: int
+    plain_hours: int
+
+
+def _told(setting: Setting, effect: float, generator: np.random.Generator) -> _Horizon:
+    plan = Plan(
+        design=setting.design,
+        block_hours=setting.block_hours,
+        share=setting.share,
+        burn_in=setting.burn_in,
+        alpha=ALPHA,
+    )
+    noise = measure_noise(simulated_past(setting, PAST_HOURS, generator), plan)
+    if setting.design == "paired-by-window" and setting.autocorrelation > 0:
+        # A drift of the effect leaves no trace in hours without one, so that the forecast is told of it.
+        drifting = of_hours(noise.hour, setting.autocorrelation, 0.0, plan)
+        noise = msgspec.structs.replace(drifting, kept=noise.kept)
+    found = forecast(noise, plan, effect)
+    if found.hours is None or found.horizon_blocks is None or found.plain_hours is None:
+        raise ValueError(f"An effect of {effect} is too small for half a year: {setting}")
+    return _Horizon(found.hours, found.horizon_blocks, found.plain_hours)
 
 
 def measure_family(seed: int, families: int, *, deflated: bool) -> float:
@@ -280,8 +292,8 @@ def _plainly_promoted(found: np.ndarray) -> np.ndarray:
     return ((count >= LEAST_BLOCKS) & (mean > _PLAIN_Z * deviation / np.sqrt(count))).any(axis=1)
 
 
-def _parts(simulations: int) -> list[int]:
-    return [min(_CHUNK, simulations - start) for start in range(0, simulations, _CHUNK)]
+def _parts(simulations: int, size: int = _CHUNK) -> list[int]:
+    return [min(size, simulations - start) for start in range(0, simulations, size)]
 
 
 def _stream(seed: int, name: str) -> np.random.Generator:

@@ -19,8 +19,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """A kind of experiment. Noise is in deviations of an agent's hour.
 
     `autocorrelation`: of neighbouring hours' differences (`paired-by-window`) or levels (`switchback`). `tails`: of an
-    agent's hour: normal; fat, Student's t with 3 degrees of freedom; losses, a lognormal turned around, many small gains
-    and seldom a large loss; spells, normal with a deviation that wanders. `candidate_noise`: deviation of the
+    agent's hour: normal; fat, Student's t with 3 degrees of freedom; losses, a lognormal turned around, many small
+    gains and seldom a large loss; spells, normal with a deviation that wanders. `candidate_noise`: deviation of the
     candidate's agents over the baseline's. `agents`: most agents of a window, each of which is there nine times in ten.
     `missing`: share of windows that are lost. `market`: deviation of what all agents of an hour share.
     """
@@ -83,6 +83,7 @@ def simulated_hours(
 def simulated_past(setting: Setting, hours: int, generator: np.random.Generator) -> list[np.ndarray]:
     """Hours before an experiment as they are recorded: the figures of the agents that were there, one array an hour."""
     own, there = simulated_agents(setting, (1, hours), generator)
+    there &= generator.random((1, hours, 1)) >= setting.missing
     rho = setting.autocorrelation if setting.design == "switchback" else 0.0
     market = setting.market * _autoregression(generator.standard_normal((1, hours)), rho)
     return [market[0, hour] + own[0, hour, there[0, hour]] for hour in range(hours)]
