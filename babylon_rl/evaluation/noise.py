@@ -63,8 +63,7 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
 def measure_noise(past: Sequence[Sequence[float] | np.ndarray], plan: Plan, seed: int = 0) -> Noise:
     """Noise of an experiment with the agents of these windows. EmptyWindowError for fewer than 8 of them with agents.
 
-    `past`: the metric by hour and agent, hours in order, an empty one for a window that is missing; leave out long
-    stretches in which nothing ran. For `paired-by-window` the arms are drawn in each window as the experiment draws
+    `past`: the metric by hour and agent, hours in order, an empty one for a window that is missing. For `paired-by-window` the arms are drawn in each window as the experiment draws
     them, many times over: what lasts in an agent (its persona, its capital) is noise there too, as arms are drawn anew.
     The deviation of an observation is taken from all stretches of its length, and one standard error above its
     estimate, which comes from the spread over an eighth of the past each: a horizon that is too short finds nothing.
@@ -121,8 +120,10 @@ def of_hours(hour: float, autocorrelation: float, missing: float, plan: Plan, wi
 
 def _of_series(series: np.ndarray, plan: Plan, windows: int) -> Noise:
     hour = float(np.nanstd(series))
+    # Of the windows that were played: a pause of the recording says nothing of an experiment's hours.
+    played = np.isfinite(series).any(axis=0)
+    missing = min(float(np.isnan(series[:, played]).mean()), 0.9)
     if series.shape[1] < _LEAST_OBSERVATIONS * plan.hours_an_observation:
-        missing = min(float(np.isnan(series).mean()), 0.9)
         found = of_hours(hour, _correlation(series, 1), missing, plan, windows)
         return msgspec.structs.replace(found, observation=found.observation * (1 + 1 / math.sqrt(2 * windows)))
     means = _sliding_means(series, plan.block_hours, plan.skipped)
@@ -137,7 +138,7 @@ def _of_series(series: np.ndarray, plan: Plan, windows: int) -> Noise:
         hour=hour,
         observation=float(np.sqrt(np.nanmean(squares) + error)),
         autocorrelation=0.0 if plan.design == "switchback" else _correlation(means, plan.block_hours),
-        kept=max(float(np.isfinite(means).mean()), 0.01),
+        kept=_kept(missing, plan.block_hours - plan.skipped) ** (2 if plan.design == "switchback" else 1),
         windows=windows,
     )
 
