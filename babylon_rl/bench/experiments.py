@@ -196,14 +196,16 @@ def measure_alike(name: str, setting: Setting, seed: int, simulations: int, alph
     )
 
 
-def measure_planted(name: str, setting: Setting, effect: float, seed: int, simulations: int) -> Planted:
+def measure_planted(
+    name: str, setting: Setting, effect: float, seed: int, simulations: int, pasts: int = PASTS
+) -> Planted:
     """Experiments with an effect, each of the length that a forecast told from hours recorded before it.
 
-    There are as many forecasts, each from a past of its own, as parts of the simulations; `hours` is their median.
+    There are `pasts` forecasts, each from a past of its own; `hours` is their median.
     """
     generator = _stream(seed, f"planted/{name}")
     told, hits = [], {1: 0, -1: 0}
-    for paths in _parts(simulations, max(simulations // PASTS, 1)):
+    for paths in _parts(simulations, max(simulations // pasts, 1)):
         horizon = _told(setting, effect, generator)
         told.append(horizon)
         lasting, alpha = msgspec.structs.replace(setting, hours=horizon.hours), deflated_alpha(ALPHA, 1)

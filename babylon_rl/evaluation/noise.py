@@ -63,8 +63,9 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
 def measure_noise(past: Sequence[Sequence[float] | np.ndarray], plan: Plan, seed: int = 0) -> Noise:
     """Noise of an experiment with the agents of these windows. EmptyWindowError for fewer than 8 of them with agents.
 
-    `past`: the metric by hour and agent, hours in order, an empty one for a window that is missing. For `paired-by-window` the arms are drawn in each window as the experiment draws
-    them, many times over: what lasts in an agent (its persona, its capital) is noise there too, as arms are drawn anew.
+    `past`: the metric by hour and agent, hours in order, an empty one for a window that is missing. For
+    `paired-by-window` the arms are drawn in each window as the experiment draws them, many times over: what lasts in an
+    agent (its persona, its capital) is noise there too, as arms are drawn anew.
     The deviation of an observation is taken from all stretches of its length, and one standard error above its
     estimate, which comes from the spread over an eighth of the past each: a horizon that is too short finds nothing.
     """

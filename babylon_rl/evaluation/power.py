@@ -154,9 +154,13 @@ class _Simulated:
 
     def blocks_for(self, effect: float) -> int | None:
         """The least horizon with 80 % power for the effect."""
-        few, many = LEAST_BLOCKS - 1, self.blocks(MOST_HOURS)
-        if not self._found(effect, many):
-            return None
+        few, many, most = LEAST_BLOCKS - 1, LEAST_BLOCKS, self.blocks(MOST_HOURS)
+        # Doubled until it suffices, then halved in between: short horizons cost little to simulate.
+        while not self._found(effect, min(many, most)):
+            if many >= most:
+                return None
+            few, many = many, 2 * many
+        many = min(many, most)
         while many - few > 1:
             middle = (few + many) // 2
             few, many = (few, middle) if self._found(effect, middle) else (middle, many)

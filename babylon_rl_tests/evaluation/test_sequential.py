@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.bench.experiments import ALIKE, measure_alike, measure_family, measure_guard
 from babylon_rl.errors import RecordingError, SettingsError
+from babylon_rl.evaluation.blocks import block_means
 from babylon_rl.evaluation.sequential import (
     LEAST_BLOCKS,
     bounds,
@@ -18,6 +19,7 @@ from babylon_rl.evaluation.sequential import (
     no_worse_than,
     worse_by,
 )
+from babylon_rl.evaluation.simulated import Setting, simulated_hours
 
 SIMULATIONS = 500
 blocks = st.lists(st.integers(-1000, 1000).map(lambda number: number / 8), min_size=LEAST_BLOCKS, max_size=60)
@@ -154,9 +156,6 @@ def test_a_plain_test_that_is_looked_at_as_often_is_wrong_much_more_often():
 
 
 def test_hourly_looks_see_what_looks_after_each_block_see():
-    from babylon_rl.evaluation.blocks import block_means
-    from babylon_rl.evaluation.simulated import Setting, simulated_hours
-
     setting = Setting(hours=240, missing=0.1)
     hours, _ = simulated_hours(setting, 5, np.random.default_rng(3), 0.4)
     for path in hours:
