@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from babylon_rl.database.connect import Database
     from babylon_rl.evaluation.summary import Standing
     from babylon_rl.materializing import Stage
+    from babylon_rl.settings import Settings
 
 LOG = "babylon_rl.evaluation"
 MOST_WINDOWS = 168  # of one Dagster run
@@ -51,7 +52,7 @@ def evaluate(
     settings = settings_for(database)
     opened = prepare(settings)
     with opened.connect() as connection:
-        wanted = _wanted(connection, checkpoint, market, replay, online)
+        wanted = _wanted(connection, settings, checkpoint, market, replay, online)
     if wanted:
         with environment(dagster_environment(settings)), log_told(LOG), progress() as stages:
             begin = _silent if as_json else stage(stages)
@@ -68,7 +69,12 @@ def evaluate(
 
 
 def _wanted(
-    connection: "psycopg.Connection", checkpoint: str, market: bool, replay: str | None, online: bool
+    connection: "psycopg.Connection",
+    settings: "Settings",
+    checkpoint: str,
+    market: bool,
+    replay: str | None,
+    online: bool,
 ) -> dict[str, list[str]]:
     """The windows that each job is to run over. TrainingError, SettingsError where there are none to run over."""
     from babylon_rl.loop import recent_enough
@@ -103,9 +109,13 @@ def _wanted(
                 "windows be materialized; `babylon-rl windows` shows them."
             )
         wanted["evaluate_online"] = [window_id for (window_id,) in rows]
-    for window_ids in wanted.values():
-        for window_id in window_ids[:1]:
-            recent_enough(window_id)
+    for window_ids in filter(None, wanted.values()):
+        recent_enough(window_ids[-1])
+        if window_ids[0] < settings.partitions_start:
+            raise SettingsError(
+                f"{window_ids[0]} is before the first window that Dagster shows, {settings.partitions_start}. Set "
+                "BABYLON_RL_PARTITIONS_START to it."
+            )
     return {job: window_ids for job, window_ids in wanted.items() if window_ids}
 
 

@@ -1,6 +1,5 @@
 """What the evaluations together say of a checkpoint: in the simulated market, by replay, and from what it played."""
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import pandas as pd
@@ -110,8 +109,8 @@ def _series(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _between(rows: pd.DataFrame, first: str | None, last: str | None) -> pd.DataFrame:
-    ids: Sequence[str] = rows["window_id"].tolist()
-    return rows[[(first is None or w >= first) and (last is None or w <= last) for w in ids]]
+    inside = [(first is None or w >= first) and (last is None or w <= last) for w in rows["window_id"].tolist()]
+    return rows[pd.Series(inside, index=rows.index, dtype=bool)]
 
 
 def _known(value: float | None) -> float | None:
