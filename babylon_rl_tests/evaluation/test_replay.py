@@ -182,7 +182,7 @@ def test_prompts_without_a_value_are_counted_and_a_window_of_them_has_no_row(dat
 def test_probabilities_are_exact_whatever_the_draws_and_a_lying_endpoint_is_found():
     choices = ("BUY", "SELL", "HOLD", "WAIT")
     policy = dict(zip(choices, (0.97, 0.02, 0.01, 0.0), strict=True))
-    prompts = [Prompt(f"p{n}", "s", "u", choices, 1.0) for n in range(20)]
+    prompts = [Prompt(f"p{n}", "s", "u", choices, 1.0) for n in range(5)]
 
     def reply(body, scale=1.0):
         import numpy as np
