@@ -16,6 +16,7 @@ from babylon_rl.defs.checks.models import (
     replay_evaluations_checks,
     trained_checkpoints_checks,
 )
+from babylon_rl.defs.hourly_online_evaluation import hourly_online_evaluation
 from babylon_rl.defs.hourly_window_sweep import hourly_window_sweep
 from babylon_rl.defs.io_manager import PostgresIOManager
 from babylon_rl.defs.jobs import (
@@ -80,7 +81,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             clean_up,
         ],
         sensors=[window_readiness, training_due, staleness],
-        schedules=[hourly_window_sweep],
+        schedules=[hourly_window_sweep, hourly_online_evaluation],
         resources={
             "database": database,
             "postgres": PostgresIOManager(database=database),

@@ -1,12 +1,18 @@
 """Online figures: what each checkpoint did in a window, from the recorded runs alone."""
 
+from datetime import timedelta
+
+import dagster as dg
 import pytest
 
 from babylon_rl.database.bulk import read_frame
 from babylon_rl.database.history import current_rows
 from babylon_rl.database.tables import market_outcomes, online_evaluations, scored_trajectories
 from babylon_rl.database.window_rows import write_rows
-from babylon_rl.evaluation.online import drawdown, observe_windows
+from babylon_rl.defs.hourly_online_evaluation import hourly_online_evaluation
+from babylon_rl.defs.partitions import range_tags
+from babylon_rl.defs.resources import DatabaseResource
+from babylon_rl.evaluation.online import drawdown, observe_windows, unobserved
 from babylon_rl.evaluation.summary import standing
 from babylon_rl.market.endpoint import Endpoint, Sampling
 from babylon_rl.market.play import play_windows
@@ -16,7 +22,7 @@ from babylon_rl.outcomes.windows import outcome_windows
 from babylon_rl.recording.reader import RangeReader
 from babylon_rl.recording.recorder import Recorder
 from babylon_rl.scoring.windows import score_windows
-from babylon_rl.windows import shift_window
+from babylon_rl.windows import parse_window_id, shift_window
 from babylon_rl_tests.market.scripted import completion, endpoint
 
 FIRST = "2025-01-15T05:00"
@@ -80,6 +86,25 @@ def test_the_effect_of_one_over_another_is_over_the_windows_that_both_answered(d
     assert (found.source, found.baseline, found.windows, found.valid) == ("online", "b", 3, 0.5)
     assert found.effect == pytest.approx((means["a"] - means["b"]).mean()) and found.low < found.effect < found.high
     assert (early.windows, early.low) == (1, None)
+
+
+def test_scored_windows_are_looked_for_until_they_are_observed_and_again_when_their_scores_change(database, ids):
+    now = parse_window_id(ids[-1]) + timedelta(hours=2)
+
+    def requested():
+        with database.connect() as connection:
+            assert unobserved(connection, now + timedelta(days=9)) == []
+        resource = DatabaseResource(url=database.url)
+        context = dg.build_schedule_context(scheduled_execution_time=now, resources={"database": resource})
+        found = hourly_online_evaluation(context)
+        return found if isinstance(found, dg.SkipReason) else [(one.partition_key, dict(one.tags)) for one in found]
+
+    assert requested() == [(None, range_tags(ids[0], ids[-1]))]
+    observe(database, ids)
+    assert isinstance(requested(), dg.SkipReason)
+    with database.connect() as connection:
+        connection.execute("UPDATE babylon_rl.scored_trajectories SET digest = 'other' WHERE window_id = %s", (ids[1],))
+    assert requested() == [(ids[1], {})]
 
 
 def test_the_experiment_of_a_window_stands_with_it(database, ids):
