@@ -67,15 +67,20 @@ def forget_the_applications_variables() -> None:
     get_settings.cache_clear()
 
 
-@contextlib.contextmanager
-def judging_told() -> Iterator[None]:
+def judging_told() -> contextlib.AbstractContextManager[None]:
     """What judging each window may cost is printed before it is asked for, beside the command's own output."""
+    return log_told("babylon_rl.scoring.judge")
+
+
+@contextlib.contextmanager
+def log_told(name: str) -> Iterator[None]:
+    """What the logger says is printed beside the command's own output."""
 
     class Told(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             errors.print(record.getMessage(), soft_wrap=True, markup=False, highlight=False)
 
-    log, handler = logging.getLogger("babylon_rl.scoring.judge"), Told(logging.INFO)
+    log, handler = logging.getLogger(name), Told(logging.INFO)
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -9,19 +9,32 @@ from babylon_rl.defs.art_groups import art_groups
 from babylon_rl.defs.checkpoint_evaluations import checkpoint_evaluations
 from babylon_rl.defs.checks.data import data_checks
 from babylon_rl.defs.checks.learning_is_steady import learning_is_steady
-from babylon_rl.defs.checks.models import checkpoint_evaluations_checks, trained_checkpoints_checks
+from babylon_rl.defs.checks.models import (
+    checkpoint_evaluations_checks,
+    market_evaluations_checks,
+    online_evaluations_checks,
+    replay_evaluations_checks,
+    trained_checkpoints_checks,
+)
+from babylon_rl.defs.hourly_online_evaluation import hourly_online_evaluation
 from babylon_rl.defs.hourly_window_sweep import hourly_window_sweep
 from babylon_rl.defs.io_manager import PostgresIOManager
 from babylon_rl.defs.jobs import (
     clean_up,
+    evaluate_by_replay,
     evaluate_checkpoint,
+    evaluate_in_market,
+    evaluate_online,
     materialize_windows,
     promote_checkpoint,
     train_checkpoint,
 )
 from babylon_rl.defs.judge_calibration import judge_calibration
 from babylon_rl.defs.loop_report import loop_report
+from babylon_rl.defs.market_evaluations import market_evaluations
 from babylon_rl.defs.market_outcomes import market_outcomes
+from babylon_rl.defs.online_evaluations import online_evaluations
+from babylon_rl.defs.replay_evaluations import replay_evaluations
 from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.scored_trajectories import scored_trajectories
 from babylon_rl.defs.staleness import staleness
@@ -45,6 +58,9 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             art_groups,
             trained_checkpoints,
             checkpoint_evaluations,
+            market_evaluations,
+            replay_evaluations,
+            online_evaluations,
             loop_report,
         ],
         asset_checks=[
@@ -52,10 +68,22 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             trained_checkpoints_checks,
             learning_is_steady,
             checkpoint_evaluations_checks,
+            market_evaluations_checks,
+            replay_evaluations_checks,
+            online_evaluations_checks,
         ],
-        jobs=[materialize_windows, train_checkpoint, evaluate_checkpoint, promote_checkpoint, clean_up],
+        jobs=[
+            materialize_windows,
+            train_checkpoint,
+            evaluate_checkpoint,
+            evaluate_in_market,
+            evaluate_by_replay,
+            evaluate_online,
+            promote_checkpoint,
+            clean_up,
+        ],
         sensors=[window_readiness, training_due, staleness],
-        schedules=[hourly_window_sweep],
+        schedules=[hourly_window_sweep, hourly_online_evaluation],
         resources={
             "database": database,
             "postgres": PostgresIOManager(database=database),

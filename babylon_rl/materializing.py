@@ -3,8 +3,9 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from babylon_rl.database.connect import Database
 from babylon_rl.database.embedded import DAGSTER_DATABASE, EmbeddedServer, default_home
@@ -65,9 +66,13 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 class Materializer:
-    """Materializes assets over a range of windows in one Dagster run of this process: all, those named, or a job's."""
+    """Materializes assets over a range of windows in one Dagster run of this process.
+
+    `ASSETS`, those named, or a job's; `config`: of the assets that take one, by their names.
+    """
 
     named = False  # whether it runs a job by its name
+    config: Mapping[str, Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -76,6 +81,7 @@ class Materializer:
         assets: Sequence[str] | None = None,
         checks: bool = True,
         job: str | None = None,
+        config: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         import dagster as dg
 
@@ -83,19 +89,18 @@ class Materializer:
         from babylon_rl.defs.instance import end_dead_runs
 
         self.stage, self.database, self.named = stage, database, job is not None
+        self.config = config or {}
         self.instance = dg.DagsterInstance.get()
         end_dead_runs(self.instance)
         if job is not None:
             self.job = build_defs().resolve_job_def(job)
             return
         job = build_defs().resolve_implicit_global_asset_job_def()
-        if assets is not None:
-            keys = frozenset(map(dg.AssetKey, assets))
-            looked_for = [key for key in job.asset_layer.asset_graph.asset_check_keys if key.asset_key in keys]
-            job = job.get_subset(
-                asset_selection=keys, asset_check_selection=frozenset(looked_for) if checks else frozenset()
-            )
-        self.job = job
+        keys = frozenset(map(dg.AssetKey, ASSETS if assets is None else assets))
+        looked_for = [key for key in job.asset_layer.asset_graph.asset_check_keys if key.asset_key in keys]
+        self.job = job.get_subset(
+            asset_selection=keys, asset_check_selection=frozenset(looked_for) if checks else frozenset()
+        )
 
     def materialize(self, first: str, last: str, title: str, again: bool = False) -> None:
         """Materialize the windows from first to last, unless all are (or `again`).
@@ -118,7 +123,7 @@ class Materializer:
             # Dagster warns of its own use of its own preview functions.
             warnings.simplefilter("ignore", dg.PreviewWarning)
             execute = execute_job if self.named else execute_selection
-            result = execute(self.job, self.instance, {**where, **in_this_process()})
+            result = execute(self.job, self.instance, {**where, **in_this_process()}, self.config)
         if not result.success:
             if _interrupted(result):
                 raise KeyboardInterrupt

@@ -10,7 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import psycopg
 
-ASSETS = ("scored_trajectories", "judge_calibration", "art_groups", "trained_checkpoints", "checkpoint_evaluations")
+ASSETS = (
+    *("scored_trajectories", "judge_calibration", "art_groups", "trained_checkpoints", "checkpoint_evaluations"),
+    *("market_evaluations", "replay_evaluations", "online_evaluations"),
+)
 COLUMNS = ("asset", "window_id", "why")
 
 Why = dict[str, str]
@@ -112,6 +115,51 @@ _EVALUATED = """
     ORDER BY window_id
 """
 
+_PLAYED = """
+    SELECT window_id, CASE WHEN candidate = ANY(%(stale)s) THEN candidate ELSE baseline END
+    FROM babylon_rl.market_evaluations
+    WHERE superseded_at IS NULL AND (candidate = ANY(%(stale)s) OR baseline = ANY(%(stale)s))
+    ORDER BY window_id
+"""
+
+_REPLAYED = """
+    SELECT window_id, CASE WHEN candidate = ANY(%(stale)s) THEN candidate ELSE baseline END
+    FROM babylon_rl.replay_evaluations
+    WHERE superseded_at IS NULL AND (candidate = ANY(%(stale)s) OR baseline = ANY(%(stale)s))
+    ORDER BY window_id
+"""
+
+# A window's scores name the outcomes that they rest on.
+_REPLAYED_WINDOWS = """
+    SELECT DISTINCT r.window_id,
+           CASE WHEN r.window_revision <> w.revision THEN 'the window changed since it was replayed'
+                ELSE 'the outcomes changed since the window was replayed' END
+    FROM babylon_rl.replay_evaluations r
+    JOIN babylon_rl.windows w ON w.window_id = r.window_id AND w.superseded_at IS NULL
+    LEFT JOIN LATERAL (
+        SELECT outcome_revision FROM babylon_rl.scored_trajectories s
+        WHERE s.window_id = r.window_id AND s.superseded_at IS NULL LIMIT 1
+    ) s ON true
+    WHERE r.superseded_at IS NULL
+      AND (r.window_revision <> w.revision OR r.outcome_revision <> s.outcome_revision)
+    ORDER BY 1
+"""
+
+_OBSERVED = """
+    SELECT DISTINCT e.window_id,
+           CASE WHEN e.window_revision <> w.revision THEN 'the window changed since it was observed'
+                ELSE 'the scores changed since the window was observed' END
+    FROM babylon_rl.online_evaluations e
+    JOIN babylon_rl.windows w ON w.window_id = e.window_id AND w.superseded_at IS NULL
+    LEFT JOIN LATERAL (
+        SELECT digest FROM babylon_rl.scored_trajectories s
+        WHERE s.window_id = e.window_id AND s.superseded_at IS NULL LIMIT 1
+    ) s ON true
+    WHERE e.superseded_at IS NULL
+      AND (e.window_revision <> w.revision OR e.scores_digest IS DISTINCT FROM s.digest)
+    ORDER BY 1
+"""
+
 
 def stale_rows(connection: psycopg.Connection, assets: Sequence[str] = ASSETS) -> pd.DataFrame:
     """Windows of the assets whose rows are stale: asset, window_id, why (the first reason), by asset and window.
@@ -129,6 +177,13 @@ def stale_rows(connection: psycopg.Connection, assets: Sequence[str] = ASSETS) -
         found["trained_checkpoints"] = windows
         rows = connection.execute(_EVALUATED, {"stale": list(checkpoints)})
         found["checkpoint_evaluations"] = _told((w, f"it compares {c}: {checkpoints[c]}") for w, c in rows)
+        rows = connection.execute(_PLAYED, {"stale": list(checkpoints)})
+        found["market_evaluations"] = _told((w, f"it compares {c}: {checkpoints[c]}") for w, c in rows)
+        rows = connection.execute(_REPLAYED, {"stale": list(checkpoints)})
+        found["replay_evaluations"] = _told(connection.execute(_REPLAYED_WINDOWS).fetchall()) | _told(
+            (w, f"it compares {c}: {checkpoints[c]}") for w, c in rows
+        )
+        found["online_evaluations"] = _observed(connection, found["scored_trajectories"])
     told = [(a, w, why) for a in ASSETS if a in assets for w, why in sorted(found.get(a, {}).items())]
     return pd.DataFrame(told, columns=list(COLUMNS))
 
@@ -174,6 +229,15 @@ def _trained(connection: psycopg.Connection, groups: Mapping[str, str]) -> tuple
     for window_id, checkpoint in connection.execute(_CARRIED, {"stale": list(checkpoints)}):
         windows.setdefault(window_id, f"it rests on {checkpoint}: {checkpoints[checkpoint]}")
     return windows, checkpoints
+
+
+def _observed(connection: psycopg.Connection, scores: Mapping[str, str]) -> Why:
+    own = _told(connection.execute(_OBSERVED).fetchall())
+    made = connection.execute(
+        "SELECT window_id FROM babylon_rl.online_evaluations WHERE window_id = ANY(%s) AND superseded_at IS NULL",
+        (list(scores),),
+    )
+    return {window_id: f"its scores are stale: {scores[window_id]}" for (window_id,) in made} | own
 
 
 def _with_descendants(connection: psycopg.Connection, roots: Mapping[str, str]) -> Why:

@@ -21,7 +21,7 @@ from babylon_rl.console import (
 )
 
 app = typer.Typer(
-    help="Measurements: learning and rewards, experiments, a judge's guard, the pipeline's own time, training, serving.",
+    help="Measurements: learning, rewards, experiments, a judge's guard, the pipeline's own time, training, serving.",
     no_args_is_help=True,
 )
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]

@@ -28,7 +28,8 @@ _DIALECT = postgresql.dialect()
 def declared(name: str, stage: str, *, rerun: str = "cheap", hourly: bool = False) -> dict[str, Any]:
     """Arguments of the asset's decorator, beside its description, kinds and dependencies.
 
-    `stage` and `rerun` become tags to select by: `rerun` says what materializing again costs (cheap, trains).
+    `stage` and `rerun` become tags to select by: `rerun` says what materializing again costs (cheap, asks: it starts
+    an endpoint, trains).
     `hourly`: a closed hour is owed every hour, so a long silence is a fault.
     """
     table = metadata.tables[f"{SCHEMA}.{name}"]

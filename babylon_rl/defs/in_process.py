@@ -20,19 +20,32 @@ MODULE, LOCATION = "babylon_rl.definitions", "babylon_rl"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def execute_selection(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[str, str]) -> Any:
+Config = Mapping[str, Mapping[str, Any]]  # of assets, by their names
+
+
+def _run_config(config: Config | None) -> dict[str, Any]:
+    return {**QUIET, "ops": {name: {"config": dict(own)} for name, own in config.items()}} if config else QUIET
+
+
+def execute_selection(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[str, str], config: Config | None = None
+) -> Any:
     """Run of the job's assets; the UI shows them, and no job."""
-    return job.execute_in_process(instance=instance, tags=dict(tags), raise_on_error=False, run_config=QUIET)
+    return job.execute_in_process(
+        instance=instance, tags=dict(tags), raise_on_error=False, run_config=_run_config(config)
+    )
 
 
-def execute_job(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[str, str]) -> Any:
+def execute_job(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, tags: Mapping[str, str], config: Config | None = None
+) -> Any:
     """Run of the job under its name and with its code location, so that the UI links both and can run it again.
 
     Nobody tries it again by himself: whoever typed the command does.
     """
     run = instance.create_run_for_job(
         job_def=job,
-        run_config=QUIET,
+        run_config=_run_config(config),
         tags={**job.run_tags, **tags, MAX_RETRIES_TAG: "0"},
         remote_job_origin=origin_of(job.name),
     )

@@ -41,6 +41,39 @@ evaluate_checkpoint = dg.define_asset_job(
 )
 
 
+evaluate_in_market = dg.define_asset_job(
+    "evaluate_in_market",
+    selection=["market_evaluations"],
+    partitions_def=HOURS,
+    description=(
+        "The checkpoints whose update ended in a window or a range play the simulated market, beside their base model, "
+        "their parent, what is promoted and fixed policies. Before an experiment is worth its hours. Starts an "
+        "endpoint and takes minutes; the same is not played twice. Configuration: hours and seed, with defaults."
+    ),
+)
+
+evaluate_by_replay = dg.define_asset_job(
+    "evaluate_by_replay",
+    selection=["replay_evaluations"],
+    partitions_def=HOURS,
+    description=(
+        "Checkpoints answer the recorded prompts of a window or a range again, valued at what the market then did: "
+        "what is promoted, the experiment's candidate, the newest. Only windows later than all that one was trained "
+        "on. Starts an endpoint. Configuration: further checkpoints, none by default."
+    ),
+)
+
+evaluate_online = dg.define_asset_job(
+    "evaluate_online",
+    selection=["online_evaluations"],
+    partitions_def=HOURS,
+    description=(
+        "What each checkpoint did in a window or a range that agents played with it: P&L, reward, legal actions, "
+        "drawdown, latency. From recorded runs alone, in seconds; unchanged windows write nothing. No configuration."
+    ),
+)
+
+
 @dg.job(
     description=(
         "Serves a checkpoint from now on and books who decided it and why. For a candidate whose evaluation says "

@@ -21,7 +21,7 @@ partition** holds what was traded or resolved in the hour, and nothing for a qui
 **Provisional?** A question is settled once the game resolved it, in every hour in which it was traded. Until then its
 row says `settled = false`; the hourly sweep, or `babylon-rl outcomes sync`, computes it anew when it resolved.
 
-Read by `scored_trajectories`.
+Read by `scored_trajectories` and `replay_evaluations`.
 """
 
 

@@ -24,7 +24,7 @@ what they saw and answered.
 `windows`. Another scorer or version (`BABYLON_RL_SCORER`) adds rows; those before it are superseded and stay to be
 read; `babylon-rl rescore` does that for a range. All rewards equal is a result: nothing is learned from such an hour.
 
-Read by `judge_calibration` and `art_groups`.
+Read by `judge_calibration`, `art_groups` and `online_evaluations`.
 """
 
 

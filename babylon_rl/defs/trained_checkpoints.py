@@ -29,7 +29,7 @@ why there was none. **A partition** depends on the one before it, so a range is 
 the next attempt takes up the same job. Materializing an hour again whose groups changed trains a new branch; what was
 trained before is never rewritten.
 
-Made from `art_groups`; read by `checkpoint_evaluations`.
+Made from `art_groups`; read by `checkpoint_evaluations` and `market_evaluations`.
 """
 
 

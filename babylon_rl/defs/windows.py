@@ -21,7 +21,7 @@ runs stand in `rejected_trajectories`, each with its reason.
 **Not ready?** `status` and `reason` say why: `open` (the hour is not over), `too_few_agents` (`MIN_AGENTS_PER_WINDOW`),
 `empty`. These are results and no errors: later stages leave such hours out. When late runs arrive, materialize again.
 
-Read by `scored_trajectories` and `art_groups`.
+Read by `scored_trajectories`, `art_groups` and `replay_evaluations`.
 """
 
 RECORDED_DESCRIPTION = """\
@@ -31,7 +31,7 @@ reports here what it found.
 
 **Nothing new?** Ask whether the game runs and whether the sensor is on.
 
-Read by `windows`, `market_outcomes` and `checkpoint_evaluations`.
+Read by `windows`, `market_outcomes`, `checkpoint_evaluations`, `replay_evaluations` and `online_evaluations`.
 """
 
 recorded_trajectories = dg.AssetSpec(

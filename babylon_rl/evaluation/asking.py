@@ -17,7 +17,7 @@ from babylon_rl.market.endpoint import Endpoint
 from babylon_rl.serving.process import running_endpoint
 from babylon_rl.settings import Settings
 from babylon_rl.training.base_models import prepare_base_model
-from babylon_rl.training.checkpoint_store import check_base, local_folder
+from babylon_rl.training.checkpoint_store import check_base, local_folder, refuse_deleted
 from babylon_rl.training.runs import Checkpoint, base_checkpoint, load_checkpoint, load_run, promoted
 
 BASE = "base"  # the base model's name at an endpoint of ours
@@ -71,6 +71,7 @@ def available(
         checkpoint = load_checkpoint(connection, name)
         hosted = checkpoint.path is None and checkpoint.inference_name is not None
         try:
+            refuse_deleted(checkpoint)
             found[name] = Found(checkpoint, None if hosted else _weights(connection, settings, checkpoint))
         except (TrainingError, ModelError) as error:
             missing[name] = str(error)
@@ -82,7 +83,7 @@ def _weights(connection: psycopg.Connection, settings: Settings, checkpoint: Che
     run = load_run(connection, checkpoint.training_run)
     folder = prepare_base_model(checkpoint.base_model, settings.home, run.seed if run else 0)
     precision = None if run is None or run.recipe.precision is msgspec.UNSET else run.recipe.precision
-    if checkpoint.path is None:
+    if checkpoint.step == 0:
         return Weights(folder, precision, None)
     check_base(checkpoint, folder, settings.home)
     return Weights(folder, precision, str(local_folder(checkpoint, settings.home)))

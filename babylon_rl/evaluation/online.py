@@ -6,6 +6,7 @@ and which agent had which checkpoint is chance only while an experiment runs.
 
 import math
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from babylon_rl.recording.row_reader import finite
 from babylon_rl.recording.window import RecordedWindow, UsableTrajectory, revision_of_digests
 from babylon_rl.scoring.features import features, market_of
 from babylon_rl.scoring.scorers import behaviour_policy
+from babylon_rl.windows import window_of
 
 COLUMNS = (
     *("window_id", "checkpoint_id", "agents", "decisions", "pnl_mean", "reward_mean", "valid", "drawdown"),
@@ -64,6 +66,19 @@ def observe_window(recordings: Recordings, reader: RangeReader, window_id: str) 
         for checkpoint, own in sorted(by_checkpoint.items())
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def unobserved(connection: psycopg.Connection, now: datetime, days: int = 3) -> list[str]:
+    """Windows of the last days that a checkpoint answered in, whose rows are missing or rest on other scores."""
+    rows = connection.execute(
+        """SELECT DISTINCT s.window_id FROM babylon_rl.scored_trajectories s
+           WHERE s.superseded_at IS NULL AND s.checkpoint IS NOT NULL AND s.window_id >= %s AND NOT EXISTS (
+               SELECT FROM babylon_rl.online_evaluations e WHERE e.window_id = s.window_id
+               AND e.superseded_at IS NULL AND e.scores_digest = s.digest)
+           ORDER BY 1""",
+        (window_of(now - timedelta(days=days)),),
+    )
+    return [window_id for (window_id,) in rows]
 
 
 def experiment_in(connection: psycopg.Connection, window_id: str) -> str | None:

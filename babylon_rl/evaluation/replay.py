@@ -184,11 +184,13 @@ def mean_over_agents(decisions: Iterable[Decision], figures: Iterable[float]) ->
 
 
 class _Wanted(NamedTuple):
-    """What is asked about a window. `baselines`: by candidate, with what each is to it."""
+    """What is asked about a window. `baselines`: by candidate, with what each is to it; `refused`: checkpoints that
+    rows are stored of and that may not be asked about the window."""
 
     window: ReplayedWindow
     baselines: Mapping[str, Mapping[str, str]]
     found: Mapping[str, Found]
+    refused: frozenset[str] = frozenset()
 
 
 def replay_windows(
@@ -221,7 +223,9 @@ def _wanted(
     window = replayed_window(recordings, window_id)
     if not window.decisions:
         return _Wanted(window, {}, {})
-    names = [*of_interest(connection, window_id), *also, *held["candidate"].tolist()]
+    stored = {*held["candidate"], *held["baseline"]} - {RECORDED, HOLD}
+    refused = frozenset(name for name in stored if not may_see(connection, name, window_id))
+    names = [*of_interest(connection, window_id), *also, *(c for c in held["candidate"] if c not in refused)]
     baselines: dict[str, dict[str, str]] = {}
     for name in dict.fromkeys(names):
         before = held.loc[held["candidate"] == name, "baseline"].tolist()
@@ -233,7 +237,7 @@ def _wanted(
     known = {
         name: {o: said for o, said in own.items() if o in found} for name, own in baselines.items() if name in found
     }
-    return _Wanted(window, known, found)
+    return _Wanted(window, known, found, refused)
 
 
 def _made_from(one: _Wanted, candidate: str, baseline: str) -> str:
@@ -253,7 +257,7 @@ def _kept(held: pd.DataFrame, wanted: Sequence[_Wanted]) -> dict[Key, dict[str, 
     kept: dict[Key, dict[str, Any]] = {}
     for row in held[list(COLUMNS)].to_dict("records"):
         one, candidate, baseline = windows.get(row["window_id"]), row["candidate"], row["baseline"]
-        if one is None:
+        if one is None or one.refused & {candidate, baseline}:
             continue
         if baseline in one.baselines.get(candidate, {}) or (
             baseline in (RECORDED, HOLD) and candidate in one.baselines

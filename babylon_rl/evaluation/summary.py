@@ -1,6 +1,5 @@
 """What the evaluations together say of a checkpoint: in the simulated market, by replay, and from what it played."""
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import pandas as pd

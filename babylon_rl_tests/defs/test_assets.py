@@ -123,7 +123,8 @@ def test_a_database_without_our_schema_is_a_failure_that_says_what_to_do(new_dat
 
 def test_every_asset_of_the_graph_succeeds_over_a_range_and_has_metadata_for_a_person(database, instance):
     ids = record(database, 2)
-    assets = (*DATA, "trained_checkpoints", "checkpoint_evaluations")
+    evaluations = ("checkpoint_evaluations", "market_evaluations", "replay_evaluations", "online_evaluations")
+    assets = (*DATA, "trained_checkpoints", *evaluations)
     result = materialize(database, instance, span(ids[0], ids[-1]), assets)
     assert result.success
     for name in assets:

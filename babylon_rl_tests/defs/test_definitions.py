@@ -11,7 +11,8 @@ from babylon_rl.defs.jobs import DATA_ASSETS
 from babylon_rl.defs.partitions import HOURS
 from babylon_rl.settings import REPOSITORY, get_settings
 
-ASSETS = (*DATA_ASSETS, "trained_checkpoints", "checkpoint_evaluations")
+EVALUATIONS = ("checkpoint_evaluations", "market_evaluations", "replay_evaluations", "online_evaluations")
+ASSETS = (*DATA_ASSETS, "trained_checkpoints", *EVALUATIONS)
 HEAVY = ("art", "torch", "transformers", "litellm", "wandb", "matplotlib", "peft")
 
 
@@ -32,6 +33,7 @@ def test_only_corruption_blocks():
         ("art_groups", "stored_groups_hold_no_leak"),
         ("trained_checkpoints", "snapshot_rebuilds"),
         ("trained_checkpoints", "weights_match"),
+        ("replay_evaluations", "windows_are_later"),
     }
     expected = {
         ("windows", "window_is_ready"),
@@ -113,6 +115,9 @@ def test_the_data_flow_in_the_order_of_the_design():
         "art_groups": {"windows", "scored_trajectories", "judge_calibration"},
         "trained_checkpoints": {"art_groups", "trained_checkpoints"},
         "checkpoint_evaluations": {"trained_checkpoints", "recorded_trajectories"},
+        "market_evaluations": {"trained_checkpoints"},
+        "replay_evaluations": {"windows", "market_outcomes", "recorded_trajectories"},
+        "online_evaluations": {"scored_trajectories", "recorded_trajectories"},
     }
 
 
@@ -120,6 +125,7 @@ def test_there_is_one_described_job_for_each_human_task():
     jobs = {job.name: job for job in build_defs().resolve_all_job_defs() if job.name != "__ASSET_JOB"}
     assert set(jobs) == {
         *("materialize_windows", "train_checkpoint", "evaluate_checkpoint", "promote_checkpoint", "clean_up"),
+        *("evaluate_in_market", "evaluate_by_replay", "evaluate_online"),
     }
     assert all(job.description and len(job.description) > 80 for job in jobs.values())
 

@@ -11,6 +11,7 @@ import pytest
 from dagster._serdes import serialize_value
 
 from babylon_rl.defs.metadata.data import groups_metadata, outcomes_metadata, windows_metadata
+from babylon_rl.defs.metadata.evaluations import market_metadata, online_metadata, replay_metadata
 from babylon_rl.defs.metadata.models import MadeOf, checkpoints_metadata, evaluations_metadata
 from babylon_rl.defs.metadata.plots import INLINE, bars, curves, intervals
 from babylon_rl.defs.metadata.scores import scores_metadata
@@ -368,6 +369,56 @@ def test_evaluations_show_effect_interval_and_the_decision():
     assert found["test effect over hold, $"] == 4.5
 
 
+def market_row(baseline: str, **changes) -> dict:
+    row = {"window_id": WINDOW, "candidate": "run@3", "baseline": baseline, "effect": 4.5, "low": 1.25, "high": 7.75,
+           "candidate_value": 2.0, "baseline_value": -2.5, "windows": 48, "valid": 0.75,
+           "reason": "it earned more"}  # fmt: skip
+    return {**row, **changes}
+
+
+def replay_row(baseline: str, **changes) -> dict:
+    row = {
+        "window_id": WINDOW,
+        "candidate": "run@3",
+        "baseline": baseline,
+        "effect": 0.002,
+        "low": None,
+        "high": None,
+        "candidate_value": 0.001,
+        "baseline_value": -0.001,
+        "decisions": 8,
+        "unvalued": 1,
+        "reason": "it did",
+    }
+    return {**row, **changes}
+
+
+def online_row(checkpoint: str, **changes) -> dict:
+    row = {"window_id": WINDOW, "checkpoint_id": checkpoint, "agents": 4, "decisions": 5, "pnl_mean": 1.5,
+           "reward_mean": 0.01, "valid": 1.0, "drawdown": 0.02, "latency_p95_ms": 80.0,
+           "experiment_id": None}  # fmt: skip
+    return {**row, **changes}
+
+
+def test_what_a_checkpoint_earned_in_the_simulated_market_stands_with_intervals_and_what_it_is_clearly_better_than():
+    found = market_metadata(WINDOW, [market_row("hold"), market_row("run@0", effect=-0.5, low=-2.0, high=1.0)])
+    assert found["clearly better than"] == "hold" and found["candidate"] == "run@3"
+    assert texts(image(found["effect with 95 % interval, $"])[1]) == ["hold +4.50", "run@0 -0.50"]
+    assert (found["effect over run@0, $"], found["valid share"], found["windows played"]) == (-0.5, 0.75, 48)
+
+
+def test_a_replayed_window_shows_what_each_policy_was_worth():
+    found = replay_metadata(WINDOW, [replay_row("hold", baseline_value=0.0), replay_row("recorded")])
+    assert texts(image(found["value, % of capital"])[1]) == ["run@3 +0.10", "hold +0.00", "recorded -0.10"]
+    assert (found["prompts"], found["prompts without a value"]) == (8, 1)
+
+
+def test_an_observed_window_shows_its_checkpoints_and_the_experiment():
+    found = online_metadata(WINDOW, [online_row("a"), online_row("b", pnl_mean=2.5, experiment_id=None)])
+    assert "2 checkpoints answered; best b" in found["reason"] and found["agents"] == 8 and "experiment" not in found
+    assert online_metadata(WINDOW, [online_row("a", experiment_id="e7")])["experiment"] == "e7"
+
+
 def test_every_stage_has_a_status_and_a_reason_also_of_a_window_without_rows():
     full = {
         windows_metadata: [window_row()],
@@ -376,6 +427,9 @@ def test_every_stage_has_a_status_and_a_reason_also_of_a_window_without_rows():
         groups_metadata: [group_row(2)],
         checkpoints_metadata: [update_row()],
         evaluations_metadata: [comparison_row("hold")],
+        market_metadata: [market_row("hold")],
+        replay_metadata: [replay_row("hold")],
+        online_metadata: [online_row("a")],
     }
     for describe, rows in full.items():
         for given in (rows, []):
@@ -394,6 +448,9 @@ def test_an_event_stays_small_however_much_agents_wrote_and_however_many_there_a
         outcomes_metadata(WINDOW, [outcome_row(f"T{n}", source=NASTY, settled=False) for n in range(64)]),
         checkpoints_metadata(WINDOW, [update_row(400)]),
         evaluations_metadata(WINDOW, [comparison_row(f"base-{n}") for n in range(12)]),
+        market_metadata(WINDOW, [market_row(f"base-{n}", reason=NASTY) for n in range(12)]),
+        replay_metadata(WINDOW, [replay_row(f"base-{n}", candidate=f"c{n}", reason=NASTY) for n in range(64)]),
+        online_metadata(WINDOW, [online_row(NASTY + str(n)) for n in range(64)]),
     ]
     sizes = [size(metadata) for metadata in found]
     assert max(sizes) < 2.5 * EVENT_BYTES, sizes
@@ -413,6 +470,7 @@ def test_what_agents_wrote_stands_in_no_markdown():
         scores_metadata(WINDOW, [score_row(1, agent_id=NASTY, reason=NASTY)]),
         groups_metadata(WINDOW, [group]),
         outcomes_metadata(WINDOW, [outcome_row(NASTY)]),
+        online_metadata(WINDOW, [online_row(NASTY)]),
     ):
         for value in found.values():
             if isinstance(value, dg.MarkdownMetadataValue):
