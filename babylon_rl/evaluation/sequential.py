@@ -5,8 +5,8 @@ Pure functions over block means (`blocks`). The sequence is the mixture t-test m
     M = sqrt(c2 / (n + c2)) * ((n + c2) V / ((n + c2) V - S^2))^(n/2),   S = sum(x - mu),  V = sum((x - mu)^2)
 
 is, for normal observations of mean mu and any unknown deviation, a non-negative martingale of the scale-invariant data
-that starts at 1: the likelihood ratio of effects drawn from N(0, 1/c2) deviations, the deviation integrated over 1/sigma
-(Lai 1976; Wang and Ramdas 2023, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown
+that starts at 1: the likelihood ratio of effects drawn from N(0, 1/c2) deviations, sigma integrated over 1/sigma (Lai
+1976; Wang and Ramdas 2023, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown
 variance", arXiv:2310.03722). M is the mean of its two halves, effects above and effects below mu; where S > 0 the lower
 half is at most 1, so 2 M - 1 is at most the upper half, and by Ville's inequality P(ever 2 M - 1 >= 1/alpha with S > 0)
 <= alpha. With many observations the bound becomes the asymptotic one-sided normal mixture of Waudby-Smith, Arbour,
