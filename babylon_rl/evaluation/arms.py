@@ -19,6 +19,7 @@ Metric = Literal["reward", "return"]
 
 # Why an agent's window is in no arm.
 MIXED, PINNED, OTHER, UNKNOWN, OTHER_SCORER = "mixed", "pinned", "other_checkpoint", "no_checkpoint", "other_scorer"
+WRONG_ARM = "wrong_arm"
 
 
 class AgentWindow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -247,15 +248,15 @@ def read_arms(
     """What was seen of an experiment in its scored windows.
 
     An agent is in the arm of the one checkpoint that answered all its calls of the window. In none is, and is counted:
-    who was answered by both (`mixed`), by neither (`other_checkpoint`, `no_checkpoint`), who asked for a checkpoint by
-    name (`pinned`), and whose reward is another scorer's (`other_scorer`) or unknown (`no_capital`). Those without a
-    reward count among the answered all the same. `burn_in`: windows whose results are left out, never their counts.
+    who was answered by both (`mixed`), by neither (`other_checkpoint`, `no_checkpoint`), by the other than the plan's
+    (`wrong_arm`), who asked for a checkpoint by name (`pinned`), and whose reward is another scorer's (`other_scorer`)
+    or unknown (`no_capital`). The last two and those in the wrong arm count among the answered all the same. `burn_in`:
+    windows whose results are left out, never their counts.
     """
     arm_of = {candidate: CANDIDATE, baseline: BASELINE}
     members: dict[tuple[str, str], list[AgentWindow]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     answered = {window_id: [0, 0] for window_id in window_ids}
-    mismatched = 0
     for one in agent_windows(connection, window_ids, scorer if metric == "reward" else None):
         reason = _not_in_an_arm(one, arm_of)
         if reason is not None:
@@ -264,7 +265,9 @@ def read_arms(
         arm = arm_of[next(iter(one.checkpoints))]
         answered[one.window_id][arm == BASELINE] += 1
         planned = CANDIDATE if candidate_answers(route, one.agent_id, one.window_id) else BASELINE
-        mismatched += arm != planned
+        if arm != planned:
+            left_out[WRONG_ARM] += 1
+            continue
         if one.value(metric) is None:
             left_out[NO_CAPITAL if one.earned is None else OTHER_SCORER] += 1
         if one.window_id not in burn_in:
@@ -279,7 +282,7 @@ def read_arms(
         arms=arms,
         left_out=dict(sorted(left_out.items())),
         answered={window_id: (ours, theirs) for window_id, (ours, theirs) in answered.items()},
-        mismatched=mismatched,
+        mismatched=left_out[WRONG_ARM],
     )
 
 

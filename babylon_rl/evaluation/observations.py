@@ -1,7 +1,6 @@
 """From the windows of an experiment, or of the time before it, to the observations that its evidence is made of."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 
 import numpy as np
 import psycopg
@@ -13,11 +12,11 @@ from babylon_rl.evaluation.arms import (
     ArmWindow,
     Metric,
     agent_windows,
-    arm_window,
+    scored_windows,
 )
 from babylon_rl.evaluation.blocks import block_means, switchback_differences
-from babylon_rl.serving.routing import ExperimentRoute, block_of, candidate_answers, hours_in
-from babylon_rl.windows import parse_window_id, shift_window
+from babylon_rl.serving.routing import ExperimentRoute, candidate_answers, hours_in
+from babylon_rl.windows import shift_window, window_range
 
 PAST_HOURS = 14 * 24  # whose noise a forecast is made from
 
@@ -59,54 +58,23 @@ def blocks_of(route: ExperimentRoute, windows: int) -> int:
     return windows // (route.block_hours * (2 if route.design == "switchback" else 1))
 
 
-def blocks_begun(route: ExperimentRoute, window_id: str) -> int:
-    """Blocks that have begun up to the window."""
-    return block_of(route, window_id) + 1
-
-
-def past_windows(connection: psycopg.Connection, before: str) -> list[str]:
-    """Scored windows of the last two weeks in which any were scored, before the given one, in order."""
+def past_agents(connection: psycopg.Connection, before: str, scorer: str) -> list[AgentWindow]:
+    """Agents of the two weeks up to the last scored window before the given one, with the scorer's rewards."""
     row = connection.execute(
         "SELECT max(window_id) FROM babylon_rl.scored_trajectories WHERE superseded_at IS NULL AND window_id < %s",
         (before,),
     ).fetchone()
     if row is None or row[0] is None:
         return []
-    first = shift_window(row[0], -PAST_HOURS + 1)
-    found = connection.execute(
-        """SELECT DISTINCT window_id FROM babylon_rl.scored_trajectories
-           WHERE superseded_at IS NULL AND window_id >= %s AND window_id < %s""",
-        (first, before),
-    )
-    return sorted(window_id for (window_id,) in found)
+    return agent_windows(connection, scored_windows(connection, shift_window(row[0], 1 - PAST_HOURS), before), scorer)
 
 
-def past_agents(connection: psycopg.Connection, window_ids: Sequence[str], scorer: str) -> list[AgentWindow]:
-    """The agents of those windows, with the scorer's rewards."""
-    return agent_windows(connection, window_ids, scorer) if window_ids else []
-
-
-def past_hours(route: ExperimentRoute, agents: Sequence[AgentWindow], metric: Metric) -> np.ndarray:
-    """What hours of the past would have shown, had the experiment run in them with two equal candidates.
-
-    Of `paired-by-window` the difference of the agents whom the plan would have parted, of `switchback` the mean over
-    all agents; one an hour from the first to the last, NaN where there is none.
-    """
+def by_hour(agents: Sequence[AgentWindow], metric: Metric) -> list[list[float]]:
+    """The agents' figures by hour, from the first window to the last; empty for an hour in which there is none."""
     if not agents:
-        return np.empty(0)
-    windows: dict[str, list[AgentWindow]] = {}
+        return []
+    found: dict[str, list[float]] = {}
     for one in agents:
-        windows.setdefault(one.window_id, []).append(one)
-    first = min(windows)
-    hours = np.full((parse_window_id(max(windows)) - parse_window_id(first)) // timedelta(hours=1) + 1, np.nan)
-    for window_id, own in windows.items():
-        parted: dict[str, list[AgentWindow]] = {CANDIDATE: [], BASELINE: []}
-        for one in own:
-            paired = route.design == "paired-by-window" and candidate_answers(route, one.agent_id, window_id)
-            parted[CANDIDATE if paired else BASELINE].append(one)
-        arms = {arm: {window_id: arm_window(window_id, arm, them, metric)} for arm, them in parted.items() if them}
-        found = {arm: arms.get(arm, {}) for arm in parted}
-        paired_design = route.design == "paired-by-window"
-        value = _difference(found, window_id) if paired_design else _value(found, BASELINE, window_id)
-        hours[(parse_window_id(window_id) - parse_window_id(first)) // timedelta(hours=1)] = value
-    return hours
+        value = one.value(metric)
+        found.setdefault(one.window_id, []).extend([] if value is None else [value])
+    return [found.get(window_id, []) for window_id in window_range(min(found), max(found))]
