@@ -12,8 +12,8 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import ServingError, SettingsError
+from babylon_rl.evaluation.promotion import check_weights
 from babylon_rl.serving.routing import Design, ExperimentRoute
-from babylon_rl.training.checkpoint_store import stored_digest
 from babylon_rl.training.runs import Checkpoint, load_checkpoint, promoted
 from babylon_rl.windows import shift_window, window_of
 
@@ -151,19 +151,6 @@ def check_arms(connection: psycopg.Connection, candidate: str, baseline: str | N
         )
     check_weights(chosen)
     return chosen, standing
-
-
-def check_weights(checkpoint: Checkpoint) -> None:
-    """ServingError where the checkpoint's weights are not those that were trained, or are gone."""
-    if checkpoint.state == "deleted":
-        raise ServingError(
-            f"The weights of {checkpoint.checkpoint_id} were deleted. `babylon-rl checkpoints` lists others."
-        )
-    if checkpoint.path is not None and stored_digest(checkpoint.path) != checkpoint.weights_sha256:
-        raise ServingError(
-            f"The weights in {checkpoint.path} are not those of {checkpoint.checkpoint_id}: their hash differs. Remove "
-            f"the folder and materialize trained_checkpoints of {checkpoint.last_window} to make them again."
-        )
 
 
 def check_design(design: str, share: float, block_hours: int, burn_in_hours: int) -> None:

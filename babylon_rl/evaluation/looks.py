@@ -9,6 +9,7 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from babylon_rl.errors import ServingError, TrainingError
 from babylon_rl.evaluation.arms import BASELINE, CANDIDATE, Seen, read_arms, scored_windows
 from babylon_rl.evaluation.experiments import (
     GO_ON,
@@ -25,10 +26,11 @@ from babylon_rl.evaluation.experiments import (
 )
 from babylon_rl.evaluation.guardrails import Guard, Limits, breach, guard
 from babylon_rl.evaluation.observations import blocks_of, in_burn_in, observations
+from babylon_rl.evaluation.promotion import promote_checkpoint
 from babylon_rl.evaluation.sample_ratio import sample_ratio_p
 from babylon_rl.evaluation.sequential import Look as Evidence
 from babylon_rl.evaluation.sequential import look as evidence_of
-from babylon_rl.training.runs import promote, promoted
+from babylon_rl.training.runs import promoted
 from babylon_rl.windows import parse_window_id, shift_window, window_of
 
 # Agents answered by the other arm than the plan's: a share of them, and so many before it counts.
@@ -255,17 +257,25 @@ def _store(connection: psycopg.Connection, found: Look) -> Look:
 
 def _end(connection: psycopg.Connection, experiment: Experiment, found: Look, now: datetime) -> None:
     """End the experiment by the look's decision; what it promotes is booked with the look as its evidence."""
-    at_once = found.decision in (HARM, STOPPED)
-    end(connection, experiment, found.decision, found.reason, now, at_once)  # type: ignore[arg-type]
-    if found.decision == PROMOTE:
-        _promote(connection, load_experiment(connection, experiment.experiment_id), found)
+    if found.decision != PROMOTE:
+        end(connection, experiment, found.decision, found.reason, now, found.decision in (HARM, STOPPED))  # type: ignore[arg-type]
+        return
+    end(connection, experiment, PROMOTE, found.reason, now)
+    try:
+        with connection.transaction():
+            _promote(connection, load_experiment(connection, experiment.experiment_id), found)
+    except (ServingError, TrainingError) as error:
+        # Its weights are gone: what won cannot be served, and another look would find the same.
+        reason = f"It won and cannot be promoted. {error} {found.reason}"
+        connection.execute(
+            "UPDATE babylon_rl.experiments SET state = %s, reason = %s WHERE experiment_id = %s",
+            (STOPPED, reason, experiment.experiment_id),
+        )
 
 
 def _promote(connection: psycopg.Connection, experiment: Experiment, found: Look) -> None:
-    evidence = {
+    decided = {
         "experiment_id": experiment.experiment_id,
-        "decision": found.decision,
-        "reason": found.reason,
         "baseline": experiment.baseline,
         "metric": experiment.settings["metric"],
         "effect": found.effect,
@@ -273,18 +283,16 @@ def _promote(connection: psycopg.Connection, experiment: Experiment, found: Look
         "windows": found.windows,
         "blocks": found.blocks,
         "look": found.digest,
-        # Agents keep their arm until the hour is over.
+        # Agents keep their arm until the hour is over: from then on the candidate answers all.
         "from_window": experiment.end_window,
     }
-    run = experiment.candidate.rpartition("@")[0]
-    promote(
+    promote_checkpoint(
         connection,
-        run,
         experiment.candidate,
         f"experiment {experiment.experiment_id}",
         found.reason,
-        evidence,
-        again=True,
+        experiment_id=experiment.experiment_id,
+        decided=decided,
     )
 
 

@@ -134,13 +134,14 @@ class TwoArms:
         with self.database.connect() as connection:
             return look(connection, experiment, now)
 
-    def follow(self, experiment: Experiment, answers: Answers | None = None, every: int = 1) -> list[Look]:
-        """Play and look, some hours at a time, until the experiment ends or its last hour is over."""
+    def follow(self, experiment: Experiment, answers: Answers | None = None, hours: int | None = None) -> list[Look]:
+        """Play so many hours (all), and look hour by hour until the experiment ends or they are over."""
+        hours = hours or experiment.horizon
+        windows = [shift_window(experiment.first_window, hour) for hour in range(hours)]
+        self.play(windows, answers or self.planned(experiment))
         found: list[Look] = []
-        for hour in range(0, experiment.horizon, every):
-            windows = [shift_window(experiment.first_window, n) for n in range(hour, hour + every)]
-            self.play(windows, answers or self.planned(experiment))
-            found.append(self.look(experiment, hour + every))
+        for hour in range(1, hours + 1):
+            found.append(self.look(experiment, hour))  # which sees nothing of the hours after it
             if self.load(experiment).state != "running":
                 break
         return found
