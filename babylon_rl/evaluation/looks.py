@@ -77,6 +77,26 @@ def look_at_running(connection: psycopg.Connection, now: datetime | None = None)
     return None if experiment is None else look(connection, experiment, now or datetime.now(UTC))
 
 
+def worth_a_look(connection: psycopg.Connection, now: datetime) -> str | None:
+    """A text that changes whenever a look at the experiment that runs may see something else; None where none runs.
+
+    It does where a window of it was scored, or scored again, something was promoted, or its last day of waiting is
+    over.
+    """
+    experiment = running_experiment(connection)
+    if experiment is None:
+        return None
+    row = connection.execute(
+        """SELECT count(DISTINCT window_id), coalesce(max(row_id), 0) FROM babylon_rl.scored_trajectories
+           WHERE superseded_at IS NULL AND window_id >= %s AND window_id < %s""",
+        (experiment.first_window, min(experiment.end_window, window_of(now))),
+    ).fetchone()
+    served = promoted(connection)
+    late = now >= parse_window_id(experiment.end_window) + PATIENCE
+    seen = (*(row or (0, 0)), served["promotion_id"] if served else 0, int(late))
+    return f"{experiment.experiment_id}:{'.'.join(map(str, seen))}"
+
+
 def look(connection: psycopg.Connection, experiment: Experiment, now: datetime) -> Look:
     """Look at the experiment's scored windows, store what they come to, and end the experiment where that is decided.
 
