@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,6 +67,8 @@ def start(
     from babylon_rl.loop import prepare
 
     settings = settings_for(database)
+    if as_json and not (dry_run or yes):
+        raise SettingsError("With --json nothing is asked: say --yes to start, or --dry-run for the forecast alone.")
     if metric not in (None, "reward", "return"):
         raise SettingsError(f"There is no metric {metric!r}; there are reward and return.")
     opened = prepare(settings)
@@ -90,7 +93,7 @@ def start(
         _tell_plan(planned)
     started = None
     if not dry_run:
-        if not (yes or typer.confirm("Start it?")):
+        if not (yes or _agreed()):
             _say("Nothing was started.")
             raise typer.Exit(1)
         with opened.connect() as connection:
@@ -195,6 +198,13 @@ def listed(database: DatabaseOption = None, as_json: JsonOption = False) -> None
     print_table(table)
 
 
+def _agreed() -> bool:
+    """Whether the person at the terminal says yes."""
+    if not sys.stdin.isatty():
+        raise SettingsError("Nothing was started: nobody can be asked here. --yes starts it without asking.")
+    return typer.confirm("Start it?")
+
+
 def _named(connection: "psycopg.Connection", told: str) -> str:
     """Id of the checkpoint that is meant; where there is none the error names the nearest."""
     import difflib
@@ -215,7 +225,7 @@ def _named(connection: "psycopg.Connection", told: str) -> str:
 
 def _tell_plan(planned: "Planned") -> None:
     one = planned.experiment
-    _tell_experiment(one)
+    _tell_experiment(one, "planned")
     if planned.forecast is None:
         _say(f"No forecast: {planned.unknown}")
     else:
@@ -224,10 +234,10 @@ def _tell_plan(planned: "Planned") -> None:
             _say(f"  {line}")
 
 
-def _tell_experiment(one: "Experiment") -> None:
+def _tell_experiment(one: "Experiment", state: str | None = None) -> None:
     declared = one.settings
     metric = f"reward of scorer {declared['scorer']}" if declared["metric"] == "reward" else "P&L over capital"
-    _say(f"{one.experiment_id}: {one.candidate} against {one.baseline}, {one.state}")
+    _say(f"{one.experiment_id}: {one.candidate} against {one.baseline}, {state or one.state}")
     _say(f"  {one.design}, {one.share:.0%} for the candidate, seed {one.seed}, by {one.who}")
     _say(f"  {one.horizon} hours at most: from {one.first_window} to before {one.end_window}, UTC")
     _say(f"  metric: {metric}, means of blocks of {declared['block_hours']} h; candidate number {one.tried} against "

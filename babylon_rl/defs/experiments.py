@@ -47,8 +47,8 @@ def guard(context: dg.OpExecutionContext, database: DatabaseResource) -> dg.Outp
 @dg.job(
     description=(
         "Looks at the experiment that runs and ends it where its evidence, a guardrail, the sample ratio or its "
-        "horizon says so; what wins is promoted. The sensor experiment_watch requests it; by hand it does no harm: the same "
-        "windows give the same look, which is stored once. No configuration."
+        "horizon says so; what wins is promoted. The sensor experiment_watch requests it; by hand it does no harm: the "
+        "same windows give the same look, which is stored once. No configuration."
     )
 )
 def look_at_experiments() -> None:

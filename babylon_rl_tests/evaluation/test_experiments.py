@@ -13,14 +13,9 @@ from babylon_rl.training.runs import promote, promoted
 from babylon_rl.windows import shift_window
 from babylon_rl_tests.evaluation.two_arms import BASELINE, CANDIDATE, NOW, OTHER, TwoArms, changed, malformed
 
+pytest_plugins = ["babylon_rl_tests.evaluation.two_arms_played"]
+
 FIRST = "2026-03-02T10:00"
-
-
-@pytest.fixture
-def arms(database, tmp_path) -> TwoArms:
-    made = TwoArms(database, tmp_path)
-    made.play_past()
-    return made
 
 
 def test_a_better_candidate_is_promoted_by_looks_hour_by_hour(arms):
@@ -63,7 +58,7 @@ def test_a_broken_candidate_is_stopped_by_a_guardrail_within_hours_and_at_once(a
 def test_a_worse_candidate_is_stopped_by_the_sequence(arms):
     arms.plays[BASELINE], arms.plays[CANDIDATE] = arms.plays[CANDIDATE], arms.plays[BASELINE]
     experiment = arms.start()
-    found = arms.follow(experiment)
+    found = arms.follow(experiment, every=5)
     ended = arms.load(experiment)
     assert ended.state == "harm" and "is worse than" in ended.reason and found[-1].high < 0 and len(arms.booked()) == 1
 
@@ -92,11 +87,10 @@ def test_runs_of_one_arm_that_are_not_recorded_fail_the_sample_ratio(arms):
     assert found[-1].guardrails["left_out"]["other_checkpoint"] > 0 and len(arms.booked()) == 1
 
 
-def test_a_switchback_is_decided_by_pairs_of_blocks(database, tmp_path):
-    arms = TwoArms(database, tmp_path, experiment_block_hours=3)
-    arms.play_past(48)
-    experiment = arms.start(hours=120, design="switchback")
-    found = arms.follow(experiment)
+def test_a_switchback_is_decided_by_pairs_of_blocks(arms):
+    arms = TwoArms(arms.database, experiment_block_hours=3)
+    experiment = arms.start(hours=84, design="switchback")
+    found = arms.follow(experiment, every=6, agents=4)
     assert arms.load(experiment).state == "promote" and found[-1].sample_ratio_p is None
     # A pair of blocks of three hours is one observation.
     assert found[-1].blocks == found[-1].windows // 6 >= 10
@@ -207,7 +201,8 @@ def test_what_decides_is_declared_before_the_start_with_the_forecast(arms):
 
 
 def test_without_a_past_there_is_no_forecast_and_a_person_says_how_long(database, tmp_path):
-    arms = TwoArms(database, tmp_path)
+    arms = TwoArms(database)
+    arms.train(tmp_path)
     with pytest.raises(SettingsError, match="Or say yourself for how many hours"):
         arms.start(hours=None)
     experiment = arms.start(hours=10)
@@ -219,7 +214,7 @@ def test_what_was_rolled_back_from_is_promoted_by_no_experiment(arms):
     with arms.database.connect() as connection:
         promote(connection, "run", CANDIDATE, "x", "it looks good", {}, again=True)
         roll_back(connection, "watch", "it lost money")
-    found = arms.follow(experiment)
+    found = arms.follow(experiment, every=10)
     assert found[-1].decision == "keep" and "rolled back from: it lost money" in found[-1].reason
     with arms.database.connect() as connection:
         assert promoted(connection)["to_checkpoint"] == BASELINE
@@ -240,7 +235,7 @@ def test_a_winner_whose_weights_are_gone_is_not_promoted(arms):
     with arms.database.connect() as connection:
         connection.execute("UPDATE babylon_rl.checkpoints SET weights_sha256 = 'x' WHERE checkpoint_id = %s",
                            (CANDIDATE,))  # fmt: skip
-    assert arms.follow(experiment)[-1].decision == "promote"
+    assert arms.follow(experiment, every=10)[-1].decision == "promote"
     ended = arms.load(experiment)
     assert ended.state == "stopped" and "hash differs" in ended.reason and len(arms.booked()) == 1
 

@@ -9,16 +9,16 @@ from babylon_rl.training.runs import promote, promoted
 from babylon_rl.windows import parse_window_id, shift_window, window_of
 from babylon_rl_tests.evaluation.two_arms import BASELINE, CANDIDATE, NOW, TwoArms, malformed
 
+pytest_plugins = ["babylon_rl_tests.evaluation.two_arms_played"]
+
 BEFORE = 6
 
 
 @pytest.fixture
-def arms(database, tmp_path) -> TwoArms:
-    """Hours of the baseline, after which a candidate is promoted."""
-    made = TwoArms(database, tmp_path)
-    made.play_past(BEFORE)
-    decide(made, CANDIDATE)
-    return made
+def arms(arms) -> TwoArms:
+    """A day of the baseline, after which a candidate is promoted."""
+    decide(arms, CANDIDATE)
+    return arms
 
 
 def decide(arms: TwoArms, checkpoint: str) -> None:

@@ -58,10 +58,13 @@ def malformed(window: MarketWindow, agent: AgentState) -> str:
 class TwoArms:
     """A run with three checkpoints, of which the first is promoted, and hours that they answer."""
 
-    def __init__(self, database: Database, folder: Path, **settings) -> None:
+    def __init__(self, database: Database, **settings) -> None:
         self.database, self.settings = database, Settings(**{"experiment_block_hours": 1, **settings})
         self.plays: dict[str, Plays] = {BASELINE: skilled(0.0), CANDIDATE: skilled(0.9), OTHER: skilled(0.0)}
-        with database.connect() as connection:
+
+    def train(self, folder: Path) -> None:
+        """Book the checkpoints, their weights in the folder, and promote the first."""
+        with self.database.connect() as connection:
             start_run(connection)
             for step, name in enumerate((BASELINE, CANDIDATE, OTHER), start=1):
                 path = folder / name
@@ -134,13 +137,20 @@ class TwoArms:
         with self.database.connect() as connection:
             return look(connection, experiment, now)
 
-    def follow(self, experiment: Experiment, answers: Answers | None = None, hours: int | None = None) -> list[Look]:
-        """Play so many hours (all), and look hour by hour until the experiment ends or they are over."""
+    def follow(
+        self,
+        experiment: Experiment,
+        answers: Answers | None = None,
+        hours: int | None = None,
+        every: int = 1,
+        agents: int = 8,
+    ) -> list[Look]:
+        """Play so many hours (all), and look each `every` hours until the experiment ends or they are over."""
         hours = hours or experiment.horizon
         windows = [shift_window(experiment.first_window, hour) for hour in range(hours)]
-        self.play(windows, answers or self.planned(experiment))
+        self.play(windows, answers or self.planned(experiment), agents)
         found: list[Look] = []
-        for hour in range(1, hours + 1):
+        for hour in range(every, hours + 1, every):
             found.append(self.look(experiment, hour))  # which sees nothing of the hours after it
             if self.load(experiment).state != "running":
                 break
