@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from babylon_rl.errors import SettingsError
-from babylon_rl.evaluation.noise import Noise
+from babylon_rl.evaluation.noise import Noise, Plan
 from babylon_rl.evaluation.sequential import LEAST_BLOCKS, bounds, deflated_alpha
 from babylon_rl.serving.routing import Design
 
@@ -20,21 +20,6 @@ DAY, WEEK, FOUR_WEEKS = 24, 168, 672
 _SURE = 2.0
 _CHUNK = 250
 _HARM = 0.05  # any will do: only the lower bound is used here
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What of an experiment decides its power. `alpha`: of the whole family; `tried`: this candidate's number in it."""
-
-    design: Design
-    block_hours: int
-    burn_in: int = 1
-    alpha: float = 0.05
-    tried: int = 1
-
-    @property
-    def hours_an_observation(self) -> int:
-        """Hours that one observation takes: a block, or two neighbouring ones."""
-        return self.block_hours * (2 if self.design == "switchback" else 1)
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +48,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
         measured = f"measured on {self.noise.windows} windows" if self.noise.windows else "assumed"
         lines = [
             f"{self.design}, blocks of {self.block_hours} h, alpha {self.alpha:.4f}; an hour varies by "
-            f"{self.noise.hour:.4g} (autocorrelation {self.noise.autocorrelation:.2f}, {measured})"
+            f"{self.noise.hour:.4g}, an observation by {self.noise.observation:.4g} (autocorrelation "
+            f"{self.noise.autocorrelation:.2f}, {measured})"
         ]
         if self.effect is not None and self.hours is None:
             lines.append(f"an effect of {self.effect:+.4g} is not found in {MOST_HOURS} h with {POWER:.0%} power")
@@ -82,8 +68,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 def forecast(noise: Noise, plan: Plan, effect: float | None = None, seed: int = 0, paths: int = PATHS) -> Forecast:
     """Hours that a true effect needs for 80 % power, and what is found in a day, a week and four weeks.
 
-    A second or two. The paths are normal hours with the noise's autocorrelation; the sequence is that of `look`, tuned
-    for each horizon. SettingsError for an effect that is not above zero.
+    A second or two. The paths are normal observations with the noise's autocorrelation; the sequence is that of `look`,
+    tuned for each horizon. SettingsError for an effect that is not above zero.
     """
     if effect is not None and not effect > 0:
         raise SettingsError(f"The effect to be found is {effect}; it is above zero.")
@@ -115,21 +101,8 @@ def power_at(noise: Noise, plan: Plan, effect: float, hours: int, seed: int = 0,
 
 def plain_hours(noise: Noise, plan: Plan, effect: float) -> int:
     """Hours that one two-sided 5 % z-test at the end needs for 80 % power, its observations taken as independent."""
-    deviation = observation_deviation(noise, plan)
-    return math.ceil(((1.959964 + 0.841621) * deviation / effect) ** 2 * plan.hours_an_observation)
-
-
-def observation_deviation(noise: Noise, plan: Plan) -> float:
-    """Standard deviation of one observation: of a block's mean, or of the difference of two neighbouring blocks.
-
-    Of hours that are a first-order autoregression, without burn-in, with the share of hours that are missing.
-    """
-    kept = plan.block_hours - (plan.burn_in if plan.design == "switchback" else 0)
-    apart = np.subtract.outer(np.arange(kept), np.arange(kept))
-    of_a_mean = (noise.autocorrelation ** np.abs(apart)).mean()
-    if plan.design == "switchback":
-        of_a_mean = 2 * (of_a_mean - (noise.autocorrelation ** np.abs(apart + plan.block_hours)).mean())
-    return float(noise.hour * math.sqrt(of_a_mean / (1 - noise.missing)))
+    needed = ((1.959964 + 0.841621) * noise.observation / effect) ** 2
+    return math.ceil(needed * plan.hours_an_observation / noise.kept)
 
 
 def plot_power(forecasts: Sequence[Forecast], path: Path) -> None:
@@ -151,14 +124,13 @@ class _Simulated:
     """Paths without an effect. The bounds move with the mean: what effect a path needs tells its power for any."""
 
     def __init__(self, noise: Noise, plan: Plan, seed: int, paths: int) -> None:
-        self.noise, self.plan = noise, plan
         self.alpha = deflated_alpha(plan.alpha, plan.tried)
         most = MOST_HOURS // plan.hours_an_observation
         if most < LEAST_BLOCKS:
             raise SettingsError(f"In {MOST_HOURS} hours there are {most} observations of so long blocks; shorten them.")
-        self.paths = simulated_observations(noise, plan, most, paths, np.random.default_rng(seed))
+        self.paths = _normal_observations(noise, most, paths, np.random.default_rng(seed))
         self.wanted = POWER + _SURE * math.sqrt(POWER * (1 - POWER) / paths)
-        self.hours_each = plan.hours_an_observation / _kept_share(noise, plan)
+        self.hours_each = plan.hours_an_observation / noise.kept
 
     def hours(self, blocks: int) -> int:
         """Hours that so many observations take, those that are left out for missing hours included."""
@@ -182,9 +154,13 @@ class _Simulated:
 
     def blocks_for(self, effect: float) -> int | None:
         """The least horizon with 80 % power for the effect."""
-        few, many = LEAST_BLOCKS - 1, self.blocks(MOST_HOURS)
-        if not self._found(effect, many):
-            return None
+        few, many, most = LEAST_BLOCKS - 1, LEAST_BLOCKS, self.blocks(MOST_HOURS)
+        # Doubled until it suffices, then halved in between: short horizons cost little to simulate.
+        while not self._found(effect, min(many, most)):
+            if many >= most:
+                return None
+            few, many = many, 2 * many
+        many = min(many, most)
         while many - few > 1:
             middle = (few + many) // 2
             few, many = (few, middle) if self._found(effect, middle) else (middle, many)
@@ -199,32 +175,10 @@ class _Simulated:
         return detectable is not None and detectable <= effect
 
 
-def simulated_observations(
-    noise: Noise, plan: Plan, observations: int, paths: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Observations of experiments without an effect, paths by observations, in the metric's unit."""
-    width, kept = plan.block_hours, plan.block_hours - (plan.burn_in if plan.design == "switchback" else 0)
-    blocks = observations * plan.hours_an_observation // width
-    means = np.empty((paths, blocks))
-    hour = generator.standard_normal(paths)
+def _normal_observations(noise: Noise, most: int, paths: int, generator: np.random.Generator) -> np.ndarray:
+    """Observations without an effect, paths by observations: a first-order autoregression."""
+    found = generator.standard_normal((paths, most))
     fresh = math.sqrt(1 - noise.autocorrelation**2)
-    for block in range(blocks):
-        total, count = np.zeros(paths), np.zeros(paths)
-        for place in range(width):
-            hour = noise.autocorrelation * hour + fresh * generator.standard_normal(paths)
-            # The last hour stands where all others are missing, so that no block is without one.
-            there = (generator.random(paths) >= noise.missing) | ((place == width - 1) & (count == 0))
-            if place >= width - kept:
-                total, count = total + there * hour, count + there
-        means[:, block] = total / count
-    means *= noise.hour
-    return means[:, ::2] - means[:, 1::2] if plan.design == "switchback" else means
-
-
-def _kept_share(noise: Noise, plan: Plan) -> float:
-    """Share of observations that are not left out for too few hours; both blocks of a pair must be there."""
-    kept = plan.block_hours - (plan.burn_in if plan.design == "switchback" else 0)
-    least = math.ceil(max(1.0, kept / 2))
-    there = 1 - noise.missing
-    share = sum(math.comb(kept, n) * there**n * noise.missing ** (kept - n) for n in range(least, kept + 1))
-    return share**2 if plan.design == "switchback" else share
+    for number in range(1, most if noise.autocorrelation > 0 else 0):
+        found[:, number] = noise.autocorrelation * found[:, number - 1] + fresh * found[:, number]
+    return noise.observation * found

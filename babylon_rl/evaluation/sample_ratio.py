@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from babylon_rl.errors import RecordingError, SettingsError
 
-# How closely to the planned share a broken one is looked for: as a Beta distribution of so many prior observations.
+# How closely about the planned share a broken one is looked for: a Beta distribution of so many prior observations.
 CONCENTRATION = 100.0
 
 
@@ -19,21 +21,25 @@ def sample_ratio_p(candidate: Sequence[int], total: Sequence[int], share: float)
     """
     if not 0 < share < 1:
         raise SettingsError(f"The planned share is {share}; it lies above 0 and below 1.")
-    ours, all_ = 0, 0
-    lowest = 0.0
-    for own, both in zip(candidate, total, strict=True):
-        if not 0 <= own <= both:
-            raise RecordingError(f"A window has {own} of {both} agents in the candidate's arm.")
-        ours, all_ = ours + own, all_ + both
-        lowest = max(lowest, _log_ratio(ours, all_ - ours, share))
-    return math.exp(-lowest)
+    ours, both = np.asarray(candidate, dtype=int), np.asarray(total, dtype=int)
+    if ours.shape != both.shape:
+        raise RecordingError(f"There are counts of {len(ours)} windows for the candidate and of {len(both)} for both.")
+    wrong = np.flatnonzero((ours < 0) | (ours > both))
+    if len(wrong):
+        raise RecordingError(f"A window has {ours[wrong[0]]} of {both[wrong[0]]} agents in the candidate's arm.")
+    if len(ours) == 0:
+        return 1.0
+    return math.exp(-max(0.0, float(log_evidence(np.cumsum(ours), np.cumsum(both - ours), share).max())))
 
 
-def _log_ratio(ours: int, theirs: int, share: float) -> float:
+def log_evidence(ours: np.ndarray, theirs: np.ndarray, share: float) -> np.ndarray:
+    """Logarithm of the martingale, for counts so far of both arms, arrays of one shape."""
     one, other = CONCENTRATION * share, CONCENTRATION * (1 - share)
-    mixed = _log_beta(one + ours, other + theirs) - _log_beta(one, other)
+    mixed = _log_rising(one, ours) + _log_rising(other, theirs) - _log_rising(CONCENTRATION, ours + theirs)
     return mixed - ours * math.log(share) - theirs * math.log1p(-share)
 
 
-def _log_beta(one: float, other: float) -> float:
-    return math.lgamma(one) + math.lgamma(other) - math.lgamma(one + other)
+def _log_rising(start: float, count: np.ndarray) -> np.ndarray:
+    """log(start (start + 1) ... (start + count - 1)), which is log Gamma(start + count) - log Gamma(start)."""
+    most = int(count.max(initial=0))
+    return np.concatenate([[0.0], np.cumsum(np.log(start + np.arange(most)))])[count]
