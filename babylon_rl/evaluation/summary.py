@@ -109,9 +109,8 @@ def _series(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _between(rows: pd.DataFrame, first: str | None, last: str | None) -> pd.DataFrame:
-    ids: Sequence[str] = rows["window_id"].tolist()
-    inside = [(first is None or w >= first) and (last is None or w <= last) for w in ids]
-    return rows[pd.Series(inside, index=rows.index, dtype=bool)]  # an empty list would choose no columns
+    inside = [(first is None or w >= first) and (last is None or w <= last) for w in rows["window_id"].tolist()]
+    return rows[pd.Series(inside, index=rows.index, dtype=bool)]
 
 
 def _known(value: float | None) -> float | None:
