@@ -16,14 +16,17 @@ from babylon_rl.commands.checkpoints import app as checkpoints_app
 from babylon_rl.commands.evaluate import evaluate
 from babylon_rl.commands.experiment import app as experiment_app
 from babylon_rl.commands.forget import forget
+from babylon_rl.commands.history import history
 from babylon_rl.commands.jobs import app as jobs_app
 from babylon_rl.commands.keys import app as keys_app
 from babylon_rl.commands.lineage import lineage
 from babylon_rl.commands.outcomes import app as outcomes_app
+from babylon_rl.commands.promote import promote
 from babylon_rl.commands.publish import publish
 from babylon_rl.commands.recording import app as recording_app
 from babylon_rl.commands.report import report
 from babylon_rl.commands.rescore import rescore
+from babylon_rl.commands.rollback import rollback
 from babylon_rl.commands.score import score
 from babylon_rl.commands.settings import app as settings_app
 from babylon_rl.commands.snapshot import app as snapshot_app
@@ -58,12 +61,15 @@ app.add_typer(experiment_app, name="experiment")
 app.command("forget")(forget)
 app.add_typer(keys_app, name="keys")
 app.command("lineage")(lineage)
+app.command("history")(history)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(outcomes_app, name="outcomes")
+app.command("promote")(promote)
 app.command("publish")(publish)
 app.add_typer(recording_app, name="recording")
 app.command("report")(report)
 app.command("rescore")(rescore)
+app.command("rollback")(rollback)
 app.command("score")(score)
 app.add_typer(settings_app, name="settings")
 app.add_typer(snapshot_app, name="snapshot")

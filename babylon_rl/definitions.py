@@ -33,6 +33,7 @@ from babylon_rl.defs.jobs import (
     evaluate_online,
     materialize_windows,
     promote_checkpoint,
+    roll_back,
     train_checkpoint,
 )
 from babylon_rl.defs.judge_calibration import judge_calibration
@@ -85,11 +86,11 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             evaluate_in_market,
             evaluate_by_replay,
             evaluate_online,
-            promote_checkpoint,
-            clean_up,
-        ],
             look_at_experiments,
+            promote_checkpoint,
+            roll_back,
             guard_what_is_served,
+            clean_up,
         ],
         sensors=[window_readiness, training_due, staleness, experiment_watch, served_watch],
         schedules=[hourly_window_sweep, hourly_online_evaluation],

@@ -174,8 +174,8 @@ def _named(connection: psycopg.Connection, stack: list[str], to: str) -> Checkpo
     if to not in stack and checkpoint.step > 0:
         earlier = ", ".join(dict.fromkeys(reversed(stack[:-1]))) or "none"
         raise ServingError(
-            f"{to} was not served before {stack[-1]}, or was taken back itself. Earlier ones are: {earlier}. To serve it "
-            f'all the same: `babylon-rl promote {to} --why "…"`.'
+            f"{to} was not served before {stack[-1]}, or was taken back itself. Earlier ones are: {earlier}. To serve "
+            f'it all the same: `babylon-rl promote {to} --why "…"`.'
         )
     check_weights(checkpoint)
     return checkpoint

@@ -45,8 +45,8 @@ class ServedAt(msgspec.Struct, frozen=True, kw_only=True):
     answered: list[Deployed]
 
 
-_DECISIONS = """SELECT promotion_id, promoted_at AS at, kind, from_checkpoint AS before, to_checkpoint AS after, who, why,
-                       experiment_id, evidence
+_DECISIONS = """SELECT promotion_id, promoted_at AS at, kind, from_checkpoint AS before, to_checkpoint AS after, who,
+                       why, experiment_id, evidence
                 FROM babylon_rl.promotions"""
 _DEPLOYED = """SELECT at, gateway, role, checkpoint_id, upstream, model, state, reason, attestation
                FROM babylon_rl.deployments"""

@@ -220,7 +220,8 @@ def promote(
     booked = connection.execute(
         """INSERT INTO babylon_rl.promotions (training_run, from_checkpoint, to_checkpoint, who, why, evidence,
                                               kind, experiment_id)
-           SELECT %(run)s, %(before)s, %(to)s, %(who)s, %(why)s, %(evidence)s, %(kind)s, %(experiment)s WHERE %(again)s OR NOT EXISTS (
+           SELECT %(run)s, %(before)s, %(to)s, %(who)s, %(why)s, %(evidence)s, %(kind)s, %(experiment)s
+           WHERE %(again)s OR NOT EXISTS (
                SELECT 1 FROM babylon_rl.promotions WHERE training_run = %(run)s AND to_checkpoint = %(to)s)""",
         {
             "run": training_run,

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import openai
 import pytest
-from babylon_rl.serving.gateway.shipper import ship
 
 from babylon_rl.database.connect import Database
 from babylon_rl.recording.reader import read_window
 from babylon_rl.serving.gateway.files import write_keys, write_routes
 from babylon_rl.serving.gateway.keys import Key, secret_digest
 from babylon_rl.serving.gateway.process import running_gateway
+from babylon_rl.serving.gateway.shipper import ship
 from babylon_rl.serving.process import running_endpoint
 from babylon_rl.serving.routing import Routes, Target
 
