@@ -15,6 +15,7 @@ from babylon_rl.bench.commands import app as bench_app
 from babylon_rl.commands.checkpoints import app as checkpoints_app
 from babylon_rl.commands.forget import forget
 from babylon_rl.commands.jobs import app as jobs_app
+from babylon_rl.commands.keys import app as keys_app
 from babylon_rl.commands.lineage import lineage
 from babylon_rl.commands.outcomes import app as outcomes_app
 from babylon_rl.commands.publish import publish
@@ -50,6 +51,7 @@ app.add_typer(db_app, name="db")
 app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.command("forget")(forget)
+app.add_typer(keys_app, name="keys")
 app.command("lineage")(lineage)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(outcomes_app, name="outcomes")

@@ -91,6 +91,7 @@ gateway_steps = sa.Table(
     sa.Column("trajectory_id", sa.Text, primary_key=True),
     sa.Column("step_number", sa.Integer, primary_key=True),
     sa.Column("content", sa.Text, nullable=False, comment="the step as it was sent, JSON"),
+    sa.Column("taken_at", Time, nullable=False, comment="when it was sent; its timestamp where it names none"),
     now("written_at"),
 )
 

@@ -25,8 +25,9 @@ from babylon_rl.database import tables
 from babylon_rl.database.bulk import copy_rows
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import RecordingError
-from babylon_rl.recording.checking import Checked, Problem, check_line, moment
+from babylon_rl.recording.checking import Checked, check_line
 from babylon_rl.recording.imported_rows import Rows, imported_rows
+from babylon_rl.recording.problems import Problem, moment
 from babylon_rl.windows import window_of
 
 STDIN = "-"
