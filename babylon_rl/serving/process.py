@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -23,9 +24,10 @@ START_SECONDS = 120
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A running endpoint. `base_url` ends in /v1."""
+    """A running endpoint. `base_url` ends in /v1; `process`: its subprocess.Popen."""
 
     base_url: str
+    process: Any = None
 
     def load(self, name: str, folder: str) -> None:
         """Load a checkpoint's adapter under its name; ServingError where it cannot."""
@@ -68,7 +70,7 @@ def running_endpoint(
             start_new_session=True,
         )
         try:
-            endpoint = Endpoint(f"http://127.0.0.1:{port}/v1")
+            endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", process)
             _wait(process, endpoint, output)
             for name, folder in (adapters or {}).items():
                 endpoint.load(name, folder)
