@@ -1,4 +1,4 @@
-"""What a key may ask for, and how much the gateway takes at a time; the error that a refused caller gets."""
+"""What a key may ask for, and how much the gateway takes at a time."""
 
 import time
 from collections import deque
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from babylon_rl.serving.gateway.keys import Key
+from babylon_rl.serving.gateway.refusals import too_many
 
 MINUTE = 60.0
 
@@ -20,25 +21,6 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     request_memory_minutes: float = 60.0
     remembered: int = 400_000
     drain_seconds: int = 30
-
-
-class Refused(Exception):
-    """A call that is answered with an error of OpenAI's shape. `retry_after`: seconds."""
-
-    def __init__(
-        self, status: int, message: str, kind: str, code: str | None = None, retry_after: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.code, self.retry_after = status, kind, code, retry_after
-
-    def body(self) -> bytes:
-        """`{"error": {"message", "type", "code"}}`."""
-        return msgspec.json.encode({"error": {"message": str(self), "type": self.kind, "code": self.code}})
-
-
-def too_many(message: str, code: str, retry_after: float) -> Refused:
-    """The refusal of a call beyond a limit."""
-    return Refused(429, f"{message} Ask again in {retry_after:.1f} s.", "rate_limit_error", code, retry_after)
 
 
 class Sliding:

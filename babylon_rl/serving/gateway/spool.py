@@ -22,6 +22,7 @@ from babylon_rl.serving.gateway.events import Event, GapEvent
 
 SEGMENT_BYTES, SEGMENT_SECONDS = 8_000_000, 60.0
 PROBE_SECONDS = 0.5  # between attempts to write of a gap while nothing else is appended
+STALL_SECONDS = 5.0  # after which a disk that does not answer no longer holds up a caller
 
 log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
@@ -134,7 +135,12 @@ class Spool:
                 loop.call_soon_threadsafe(_resolve, future, place, reason)
 
         self._queue.put(_Waiting(line, done, counts))
-        return await future
+        stalled = f"the disk has not answered for {STALL_SECONDS:.0f} s"
+        stall = loop.call_later(STALL_SECONDS, _resolve, future, None, stalled)
+        try:
+            return await future
+        finally:
+            stall.cancel()
 
     def put(self, event: Event) -> None:
         """Write the event without waiting, for a caller that is being ended."""
@@ -154,7 +160,7 @@ class Spool:
         ended = False
         while not ended:
             try:
-                group = [self._queue.get(timeout=PROBE_SECONDS if self.gap else None)]
+                group = [self._queue.get(timeout=PROBE_SECONDS if self.failing else None)]
             except queue.Empty:
                 self._write([])
                 continue
@@ -171,7 +177,7 @@ class Spool:
         told, gap = b"", self.gap
         if gap is not None:
             told = _encoder.encode(GapEvent(gap_id=uuid.uuid4().hex, **gap._asdict())) + b"\n"
-        elif not group:
+        elif not group and self.failing is None:
             return
         data = told + b"".join(waiting.line + b"\n" for waiting in group)
         begun = time.perf_counter()
@@ -243,7 +249,7 @@ class Spool:
 
 
 def _resolve(future: asyncio.Future[Place], place: Place | None, reason: str) -> None:
-    if future.cancelled():
+    if future.done():
         return
     if place is None:
         future.set_exception(SpoolError(reason))
