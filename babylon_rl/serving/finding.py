@@ -8,7 +8,7 @@ import httpx
 import msgspec
 
 from babylon_rl.database.connect import Database
-from babylon_rl.errors import BabylonError, TrainingError
+from babylon_rl.errors import BabylonError
 from babylon_rl.serving.attestation import Attestation, attest
 from babylon_rl.serving.endpoints import Base, LocalEndpoints
 from babylon_rl.serving.routing import Target
@@ -73,7 +73,7 @@ class Finder:
         refuse_deleted(checkpoint)
         try:
             canaries = ensure_canaries(self.database, self.settings, checkpoint_id)
-        except (TrainingError, BabylonError):
+        except BabylonError:
             # The service's base model need not be on this machine; weights of ours are never served unseen.
             if checkpoint.path is not None or self.settings.upstream_url is None:
                 raise
@@ -85,7 +85,13 @@ class Finder:
     def _target(self, known: Known) -> Target:
         checkpoint, run = known.checkpoint, known.run
         if self.settings.upstream_url is None and checkpoint.inference_url and checkpoint.inference_name:
-            return self._service(checkpoint.checkpoint_id, checkpoint.inference_url, checkpoint.inference_name)
+            return self._service(
+                checkpoint.checkpoint_id,
+                checkpoint.inference_url,
+                checkpoint.inference_name,
+                # The key of Weights & Biases goes nowhere else.
+                keyed=self.settings.upstream_key is not None or checkpoint.backend == "wandb",
+            )
         if checkpoint.path is None and checkpoint.step == 0:
             return self._target_of_base(checkpoint.checkpoint_id, checkpoint.base_model, run)
         if self.settings.upstream_url is not None:
@@ -111,13 +117,13 @@ class Finder:
         precision = None if run.recipe.precision is msgspec.UNSET else run.recipe.precision
         return Base(folder, base_model, precision)
 
-    def _service(self, checkpoint_id: str, base_url: str, model: str) -> Target:
+    def _service(self, checkpoint_id: str, base_url: str, model: str, keyed: bool = True) -> Target:
         return Target(
             checkpoint_id=checkpoint_id,
             base_url=base_url.rstrip("/"),
             model=model,
             fields=self.settings.upstream_fields,
-            key_name=UPSTREAM if upstream_key(self.settings) else None,
+            key_name=UPSTREAM if keyed and upstream_key(self.settings) else None,
         )
 
     def _ask_to_load(self, target: Target, folder: Path) -> None:
