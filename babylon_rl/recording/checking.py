@@ -14,7 +14,16 @@ import msgspec
 
 from babylon_rl.recording.attribution import attribute
 from babylon_rl.recording.contract import MOST, Line, Row, Step, schema
-from babylon_rl.recording.problems import STORABLE, UNSTORABLE, Problem, moment, problems_of, shown, storable
+from babylon_rl.recording.problems import (
+    STORABLE,
+    UNSTORABLE,
+    Problem,
+    call_problems,
+    moment,
+    problems_of,
+    shown,
+    storable,
+)
 from babylon_rl.recording.row_reader import FINISHED, finite
 
 OPENINGS = (b"{", b"[", b"[{")  # a line of an indented file
@@ -172,19 +181,7 @@ def _inconsistent(recorded: Line | Row, steps: list[Step]) -> Iterator[Problem]:
             found = f"{step.step_number}, which step {numbers[step.step_number]} has too"
             yield Problem(f"{root}[{place}].stepNumber", found, "a number of its own")
         for number, call in enumerate(step.llm_calls):
-            if call.tokens is None:
-                continue
-            path = f"{root}[{place}].llmCalls[{number}]"
-            kept = [call.model, call.tokens.checkpoint or "", call.tokens.finish_reason, *(call.tokens.choices or ())]
-            if not all(map(storable, kept)):
-                yield Problem(f"{path}.tokens", UNSTORABLE, STORABLE)
-            count = len(call.tokens.token_ids)
-            if len(call.tokens.logprobs) != count:
-                yield Problem(
-                    f"{path}.tokens.logprobs", f"{len(call.tokens.logprobs)} numbers", f"{count}, one a token"
-                )
-            if call.temperature is None:
-                yield Problem(f"{path}.temperature", "null", "a number where tokens are recorded")
+            yield from call_problems(call, f"{root}[{place}].llmCalls[{number}]")
 
 
 def _wire(recorded: Line | Row, name: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from babylon_rl.recording.contract import Call
+
 MOST_PROBLEMS = 20  # told of one line
 SHOWN = 60  # letters of a value that is told
 
@@ -107,3 +109,17 @@ def storable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def call_problems(call: Call, path: str) -> Iterator[Problem]:
+    """What is wrong with the tokens of a call that the types do not say. `path`: the call's place."""
+    if call.tokens is None:
+        return
+    kept = [call.model, call.tokens.checkpoint or "", call.tokens.finish_reason, *(call.tokens.choices or ())]
+    if not all(map(storable, kept)):
+        yield Problem(f"{path}.tokens", UNSTORABLE, STORABLE)
+    count = len(call.tokens.token_ids)
+    if len(call.tokens.logprobs) != count:
+        yield Problem(f"{path}.tokens.logprobs", f"{len(call.tokens.logprobs)} numbers", f"{count}, one a token")
+    if call.temperature is None:
+        yield Problem(f"{path}.temperature", "null", "a number where tokens are recorded")
