@@ -13,11 +13,11 @@ from babylon_rl.database.connect import Database
 from babylon_rl.errors import ServingError, SettingsError
 from babylon_rl.market.actions import choices, parse_action
 from babylon_rl.market.agents import AgentState, make_agents
-from babylon_rl.market.endpoint import Endpoint, Sampling, ask, connect, request_body
+from babylon_rl.market.endpoint import Endpoint, Sampling, ask, connect, context_headers, request_body
 from babylon_rl.market.observation import observation, system_prompt
 from babylon_rl.market.policies import choose
 from babylon_rl.market.settlement import settle
-from babylon_rl.market.trajectories import Asked, Label, make_run, market_history
+from babylon_rl.market.trajectories import Asked, Label, make_run, market_history, trajectory_id
 from babylon_rl.market.world import MarketWindow
 from babylon_rl.recording.market_history import record_market
 from babylon_rl.recording.recorder import Recorder
@@ -100,7 +100,7 @@ def play_windows(
                 async with room:
                     state = make_agents(window.seed, window.split, window.index, agents)
                     asked = await _gather(
-                        _ask_agent(client, endpoint, sampling, window_id, window, agent) for agent in state
+                        _ask_agent(client, endpoint, sampling, window_id, window, agent, label) for agent in state
                     )
                     return _finish(recorder, window_id, window, state, list(asked), label, progress)
 
@@ -167,7 +167,7 @@ def play_live(
                 turn = begun + timedelta(minutes=minutes) * (number / len(state))
                 await asyncio.sleep(max(0.0, (turn - now()).total_seconds()))
                 moments.append(now())
-                asked.append(await _ask_agent(client, endpoint, sampling, window_id, window, agent))
+                asked.append(await _ask_agent(client, endpoint, sampling, window_id, window, agent, label))
             await asyncio.sleep(max(0.0, (begun + timedelta(minutes=minutes) - now()).total_seconds()))
         return asked, moments
 
@@ -200,11 +200,13 @@ async def _ask_agent(
     window_id: str,
     window: MarketWindow,
     agent: AgentState,
+    label: Label,
 ) -> Asked:
     allowed = choices(agent.instrument)
     seed = call_seed(sampling.seed, window_id, agent.agent_id)
     body = request_body(endpoint, sampling, system_prompt(), observation(window, agent), allowed, seed)
-    answer = await ask(client, endpoint, body)
+    context = context_headers(agent.agent_id, window_id, trajectory_id(window_id, agent.agent_id, label))
+    answer = await ask(client, endpoint, body, context)
     return Asked(answer, sampling, allowed, seed, endpoint.extensions)
 
 

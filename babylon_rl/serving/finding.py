@@ -1,4 +1,4 @@
-"""Where a checkpoint answers: at a service, or in a local endpoint that loads it; and whether it is what it should be."""
+"""Where a checkpoint answers: at a service, or in a local endpoint that loads it; and whether it is the right one."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -23,7 +23,7 @@ from babylon_rl.serving.gateway.limits import GatewayLimits
 from babylon_rl.serving.gateway.process import running_gateway
 from babylon_rl.serving.gateway.shipper import Waiting, running_shipper, waiting
 from babylon_rl.serving.key_store import create_key, load_keys
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, without_user
 
 HOST = "127.0.0.1"
 LOOK_SECONDS = 0.1
@@ -126,9 +126,7 @@ class Serving:
             )
             self._stack.callback(self.deployer.close)  # after the gateway, whose last calls it answers
             self.shipper = Kept("shipper", lambda: running_shipper(self.folder, database), say)
-            self.gateway = Kept(
-                "gateway", lambda: running_gateway(self.folder, port, limits, upstream_key=key), say
-            )
+            self.gateway = Kept("gateway", lambda: running_gateway(self.folder, port, limits, upstream_key=key), say)
             self._stack.callback(self.shipper.close)
             self._stack.callback(self._await_shipping)
             self._stack.callback(self.gateway.close)
@@ -163,8 +161,10 @@ class Serving:
             self.say(f"{left.events} records wait in {self.folder}; the next start brings them to PostgreSQL.")
 
 
-def serve(database: Database, settings: Settings, options: Options, base_folder: BaseFolder, say: Say) -> Iterator[str]:
-    """Serve until Ctrl-C, SIGTERM or the terminal's end; yields once when agents can call, with the base URL."""
+def serve(
+    database: Database, settings: Settings, options: Options, base_folder: BaseFolder, say: Say
+) -> Iterator[Serving]:
+    """Serve until Ctrl-C, SIGTERM or the terminal's end; yields once, when agents can call."""
     with ended_by_signals():
         serving = Serving(database, settings, options, base_folder, say)
         try:
@@ -173,7 +173,7 @@ def serve(database: Database, settings: Settings, options: Options, base_folder:
                 serving.look()
                 if not told and (serving.deployer.routes.promoted or serving.deployer.routes.base):
                     told = True
-                    yield serving.base_url
+                    yield serving
                 time.sleep(LOOK_SECONDS)
         except KeyboardInterrupt:
             say("Ending: calls in flight are answered first …")
@@ -200,6 +200,13 @@ def limits_of(settings: Settings) -> GatewayLimits:
 def spooled(home: Path) -> Waiting:
     """What waits in the spool of this home folder's gateway."""
     return waiting(gateway_folder(home))
+
+
+def upstream_told(settings: Settings) -> str:
+    """What stands behind the gateway, in a sentence."""
+    if settings.upstream_url is not None:
+        return f"Calls go to {without_user(settings.upstream_url)}."
+    return "Calls go to endpoints on this machine, and to the service that keeps a checkpoint's weights."
 
 
 def _first_key(database: Database) -> str | None:
