@@ -30,6 +30,7 @@ def serve(
     its trainer is refused, and the one before it goes on answering. Agents change their base URL and their key.
     """
     from babylon_rl.loop import prepare
+    from babylon_rl.training.checkpoint_store import refuse_deleted
     from babylon_rl.training.runs import load_checkpoint
 
     settings = settings_for(database, model)
@@ -43,7 +44,7 @@ def serve(
     fixed = None if checkpoint == "promoted" else checkpoint
     if fixed not in (None, "base"):
         with opened.connect() as connection:
-            load_checkpoint(connection, fixed)  # a wrong name is said at once
+            refuse_deleted(load_checkpoint(connection, fixed))  # a wrong name is said at once
     _serve(settings, opened, port, fixed, open_to_all, as_json)
 
 

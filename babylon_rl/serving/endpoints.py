@@ -6,13 +6,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
-
 from babylon_rl.errors import ServingError
 from babylon_rl.serving.process import Endpoint, running_endpoint
 from babylon_rl.serving.routing import Target
-
-UNLOAD_SECONDS = 60.0
 
 
 class Base(NamedTuple):
@@ -56,32 +52,27 @@ class LocalEndpoints:
 
         Starts the base model's process where there is none. ServingError where it does not start or load.
         """
-        with self._guard:
-            lock = self._locks.setdefault(base, threading.Lock())
-        with lock:  # a base model is started once; another one's start does not wait for it
+        with self._lock(base):  # a base model is started once; another one's start does not wait for it
             running = self._running.get(base) or self._start(base)
             name = base.name if adapter is None else checkpoint_id
-            if adapter is not None and checkpoint_id not in running.models:
-                running.endpoint.load(checkpoint_id, str(adapter))
+            if adapter is not None:
+                # Weights that are loaded already stay; others under the same name (trained again) take their place.
+                running.endpoint.load(checkpoint_id, str(adapter), in_place=True)
             running.models[checkpoint_id] = name
         return Target(checkpoint_id=checkpoint_id, base_url=running.endpoint.base_url, model=name)
 
     def retire(self, checkpoint_id: str) -> None:
         """Unload the checkpoint; end the process where it served nothing else. Nothing where it is not loaded."""
         for base, running in list(self._running.items()):
-            name = running.models.pop(checkpoint_id, None)
-            if name is None:
-                continue
-            if not running.models:
-                self._end(base)
-            elif name != base.name:
-                with contextlib.suppress(httpx.HTTPError):  # what does not answer is found dead
-                    httpx.post(
-                        f"{running.endpoint.base_url}/unload_lora_adapter",
-                        json={"lora_name": name},
-                        timeout=UNLOAD_SECONDS,
-                        trust_env=False,
-                    )
+            with self._lock(base):  # what is being loaded there meanwhile keeps the process
+                name = running.models.pop(checkpoint_id, None)
+                if name is None:
+                    continue
+                if not running.models:
+                    self._end(base)
+                elif name != base.name:
+                    with contextlib.suppress(ServingError):  # what does not answer is found dead
+                        running.endpoint.unload(name)
 
     def ended(self) -> list[Ended]:
         """The processes that ended since the last call; what they served is served no more."""
@@ -98,6 +89,10 @@ class LocalEndpoints:
         self._closed = True
         for base in list(self._running):
             self._end(base)
+
+    def _lock(self, base: Base) -> threading.Lock:
+        with self._guard:
+            return self._locks.setdefault(base, threading.Lock())
 
     def _start(self, base: Base) -> _Running:
         stack = contextlib.ExitStack()
