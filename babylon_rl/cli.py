@@ -14,13 +14,16 @@ from typer.exceptions import TyperException
 from babylon_rl.bench.commands import app as bench_app
 from babylon_rl.commands.checkpoints import app as checkpoints_app
 from babylon_rl.commands.forget import forget
+from babylon_rl.commands.history import history
 from babylon_rl.commands.jobs import app as jobs_app
 from babylon_rl.commands.keys import app as keys_app
 from babylon_rl.commands.lineage import lineage
 from babylon_rl.commands.outcomes import app as outcomes_app
+from babylon_rl.commands.promote import promote
 from babylon_rl.commands.publish import publish
 from babylon_rl.commands.recording import app as recording_app
 from babylon_rl.commands.rescore import rescore
+from babylon_rl.commands.rollback import rollback
 from babylon_rl.commands.score import score
 from babylon_rl.commands.serve import serve
 from babylon_rl.commands.settings import app as settings_app
@@ -54,11 +57,14 @@ app.add_typer(checkpoints_app, name="checkpoints")
 app.command("forget")(forget)
 app.add_typer(keys_app, name="keys")
 app.command("lineage")(lineage)
+app.command("history")(history)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(outcomes_app, name="outcomes")
+app.command("promote")(promote)
 app.command("publish")(publish)
 app.add_typer(recording_app, name="recording")
 app.command("rescore")(rescore)
+app.command("rollback")(rollback)
 app.command("score")(score)
 app.command("serve")(serve)
 app.add_typer(settings_app, name="settings")

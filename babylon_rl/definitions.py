@@ -17,6 +17,7 @@ from babylon_rl.defs.jobs import (
     evaluate_checkpoint,
     materialize_windows,
     promote_checkpoint,
+    roll_back,
     train_checkpoint,
 )
 from babylon_rl.defs.judge_calibration import judge_calibration
@@ -51,7 +52,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             learning_is_steady,
             checkpoint_evaluations_checks,
         ],
-        jobs=[materialize_windows, train_checkpoint, evaluate_checkpoint, promote_checkpoint, clean_up],
+        jobs=[materialize_windows, train_checkpoint, evaluate_checkpoint, promote_checkpoint, roll_back, clean_up],
         sensors=[window_readiness, training_due, staleness],
         schedules=[hourly_window_sweep],
         resources={

@@ -18,7 +18,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.canaries import Canaries, Likely, Precision, canary_logprobs, load_canaries, save_canaries
 from babylon_rl.training.checkpoint_store import check_base, local_folder
-from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, load_run
+from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, load_run, precision_of_run
 
 SECONDS = 600  # that the process may take, reading the weights included
 
@@ -47,11 +47,6 @@ def ensure_canaries(
 def kept_by_a_service(checkpoint: Checkpoint) -> bool:
     """Whether the weights are a service's, so that no log-probabilities can be computed here."""
     return checkpoint.path is None and checkpoint.step > 0
-
-
-def precision_of_run(run: TrainingRun) -> Precision:
-    """Precision in which the run's trainer computes."""
-    return "bfloat16" if run.recipe.precision == "bfloat16" else "float32"
 
 
 def _run_of(connection: psycopg.Connection, checkpoint: Checkpoint) -> TrainingRun:
