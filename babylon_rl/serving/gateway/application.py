@@ -17,14 +17,14 @@ from starlette.routing import Route
 
 from babylon_rl.serving.gateway.answering import CallHandler
 from babylon_rl.serving.gateway.calls import CHAT, COMPLETIONS
-from babylon_rl.serving.gateway.events import Event
 from babylon_rl.serving.gateway.files import LOOK_SECONDS, SPOOL, Followed
 from babylon_rl.serving.gateway.keys import Key, Scope, authenticate
 from babylon_rl.serving.gateway.limits import Admission, GatewayLimits
 from babylon_rl.serving.gateway.memory import Memory
 from babylon_rl.serving.gateway.metrics import Metrics
 from babylon_rl.serving.gateway.refusals import Refused, unavailable
-from babylon_rl.serving.gateway.spool import Spool, SpoolError
+from babylon_rl.serving.gateway.spool import Spool
+from babylon_rl.serving.gateway.trajectories import trajectory_routes
 from babylon_rl.serving.gateway.upstream import LOOPBACK, Upstreams
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -90,17 +90,6 @@ class Gateway:
         """The same, of a request of Starlette."""
         return self.key_of(request.headers.get("authorization"), scope)
 
-    async def append(self, event: Event) -> None:
-        """Bring an event of a trajectory to disk; Refused (503) where the spool cannot be written."""
-        try:
-            await self.spool.append(event)
-        except SpoolError as error:
-            raise unavailable(
-                f"Nothing was recorded: the gateway's spool cannot be written ({error}). Send it again; free disk "
-                f"space or mend {self.spool.folder} if this goes on.",
-                "spool",
-            ) from None
-
     def state(self) -> dict[str, Any]:
         """What /health says: `ok` or `degraded`, why, and how many calls are unrecorded since the start."""
         reasons = list(self.files.damaged.values())
@@ -124,7 +113,7 @@ class Gateway:
 
 
 def build_application(gateway: Gateway) -> Application:
-    """The application; it runs its gateway from startup to shutdown."""
+    """The application; it runs its gateway from startup to shutdown. What the spool says of trajectories is read now."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -181,6 +170,7 @@ def _routes(gateway: Gateway) -> list[Route]:
         Route("/metrics", metrics),
         Route("/v1/models", models),
         *(Route(path, _call_path, methods=["POST"]) for path in CALLS),
+        *trajectory_routes(gateway.authenticate, gateway.spool.append, gateway.folder, gateway.limits.body_bytes),
     ]
 
 

@@ -17,13 +17,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from babylon_rl.errors import BabylonError, ServingError
 from babylon_rl.serving.gateway.files import LOCK, write_file
 from babylon_rl.serving.gateway.limits import GatewayLimits
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from babylon_rl.serving.gateway.application import Gateway
 
 START_SECONDS = 30
 UPSTREAM_KEY = "BABYLON_RL_UPSTREAM_KEY"
@@ -112,23 +117,10 @@ def serve(folder: Path, host: str, port: int, limits: GatewayLimits, port_file: 
 
     import uvicorn
 
-    from babylon_rl.serving.gateway.application import Gateway, build_application
+    from babylon_rl.serving.gateway.application import Gateway
 
     with _alone(folder), _bound(host, port) as listening:
         gateway = Gateway(folder, limits, os.environ.get(UPSTREAM_KEY))
-        config = uvicorn.Config(
-            build_application(gateway),
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            proxy_headers=False,  # an address that a proxy claims opens nothing here
-            server_header=False,
-            timeout_graceful_shutdown=limits.drain_seconds,
-            backlog=2048,
-        )
 
         class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -138,7 +130,29 @@ def serve(folder: Path, host: str, port: int, limits: GatewayLimits, port_file: 
                 gc.collect()
                 gc.freeze()  # what was imported is never garbage: a full collection would only pause calls
 
-        Server(config).run(sockets=[listening])
+        Server(server_config(gateway)).run(sockets=[listening])
+
+
+def server_config(gateway: "Gateway") -> "uvicorn.Config":
+    """How the gateway is served."""
+    import uvicorn
+
+    from babylon_rl.serving.gateway.application import build_application
+
+    return uvicorn.Config(
+        build_application(gateway),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,  # an address that a proxy claims opens nothing here
+        server_header=False,
+        timeout_keep_alive=65,  # agents' connections live through their pauses; proxies close theirs after 60 s
+        timeout_graceful_shutdown=gateway.limits.drain_seconds,
+        backlog=2048,
+    )
 
 
 @contextlib.contextmanager

@@ -227,7 +227,8 @@ class Spool:
 
     def _roll(self) -> None:
         full = self._size >= self.segment_bytes or time.monotonic() - self._begun >= self.segment_seconds
-        if self._file >= 0 and not (full and self._size):
+        # A segment that somebody deleted takes writes and keeps none of them.
+        if self._file >= 0 and not (full and self._size) and os.fstat(self._file).st_nlink:
             return
         if self._file >= 0:
             os.close(self._file)
