@@ -133,4 +133,10 @@ def _tell_status(found: dict[str, Any], as_json: bool) -> None:
         console.print(f"Refused as {row['role']}: {row['checkpoint']}. {row['reason']}", soft_wrap=True, markup=False)
     gaps, spool = found["gaps"], found["spool"]
     console.print(f"Calls without a record: {gaps['calls']} in {gaps['gaps']} gaps.")
-    console.print(f"Waiting in the spool: {spool['waiting']} ({spool['folder']}).", soft_wrap=True, markup=False)
+    failing = f" PostgreSQL does not take them: {spool['error']}" if spool["error"] else ""
+    console.print(
+        f"Waiting in the spool {spool['folder']}: {spool['waiting_bytes']} bytes; {spool['refused']} records put aside."
+        + failing,
+        soft_wrap=True,
+        markup=False,
+    )

@@ -102,7 +102,7 @@ class Deployer:
         self._results: SimpleQueue[tuple[str, str, Found | BabylonError | None]] = SimpleQueue()
         self._bookings: deque[Booked] = deque()
         self._decided: SimpleQueue[Decided | None] = SimpleQueue()
-        self._database_down = False
+        self.database_down = False
         self._ended = threading.Event()
         write_routes(folder, NOTHING)  # those of an earlier time name processes that are gone
         self._reader = threading.Thread(target=self._read_for_ever, daemon=True)
@@ -319,12 +319,12 @@ class Deployer:
                 for _ in booked:
                     self._bookings.popleft()
                 self._decided.put(decided)
-                if self._database_down:
-                    self._database_down = False
+                if self.database_down:
+                    self.database_down = False
                     self.say("PostgreSQL is back: decisions are followed again.")
             except (BabylonError, psycopg.Error) as error:
-                if not self._database_down:
-                    self._database_down = True
+                if not self.database_down:
+                    self.database_down = True
                     said = str(error).strip().splitlines()[0]
                     self.say(f"What is served stays, until PostgreSQL answers again: {said}")
             self._ended.wait(READ_SECONDS)

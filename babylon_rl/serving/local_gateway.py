@@ -19,9 +19,9 @@ from babylon_rl.serving.gateway.files import LOCK, write_keys, write_routes
 from babylon_rl.serving.gateway.keys import PREFIX, Key, secret_digest
 from babylon_rl.serving.gateway.limits import GatewayLimits
 from babylon_rl.serving.gateway.process import running_gateway
-from babylon_rl.serving.gateway.shipper import running_shipper, waiting
 from babylon_rl.serving.process import Endpoint, running_endpoint
 from babylon_rl.serving.routing import Routes, Target
+from babylon_rl.serving.shipping import await_shipped, running_shipper
 
 FOLLOW_SECONDS = 10.0  # in which a gateway that lives has followed the routes
 SHIP_SECONDS = 30.0
@@ -92,15 +92,9 @@ def running_local_gateway(
             for checkpoint_id, adapter in (adapters or {}).items():
                 local.load(checkpoint_id, adapter)
             yield local
-            _await_shipped(folder)
-    if not waiting(folder).events:
+            left = await_shipped(folder, SHIP_SECONDS)
+    if not left:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _await_shipped(folder: Path) -> None:
-    deadline = time.monotonic() + SHIP_SECONDS
-    while waiting(folder).events and time.monotonic() < deadline:
-        time.sleep(0.05)
 
 
 def _free_folder(parent: Path, name: str) -> Path:

@@ -7,7 +7,8 @@ import httpx
 import psycopg
 from psycopg.rows import dict_row
 
-from babylon_rl.serving.supervision import LOCK, gateway_folder, spooled
+from babylon_rl.serving.gateway.shipper import read_status, waiting_bytes
+from babylon_rl.serving.supervision import LOCK, gateway_folder
 
 
 def serving_status(connection: psycopg.Connection, home: Path) -> dict[str, Any]:
@@ -15,13 +16,19 @@ def serving_status(connection: psycopg.Connection, home: Path) -> dict[str, Any]
 
     A role's row is the latest that was booked; `gateway` is None where none of this home folder answers.
     """
-    waiting = spooled(home)
+    folder = gateway_folder(home)
+    shipper = read_status(folder)
     return {
         "gateway": _gateway(home),
         "served": _latest(connection, ("served", "withdrawn")),
         "refused": _refused(connection),
         "gaps": _gaps(connection),
-        "spool": {"folder": str(gateway_folder(home)), "waiting": waiting.events},
+        "spool": {
+            "folder": str(folder),
+            "waiting_bytes": waiting_bytes(folder),
+            "refused": shipper.refused if shipper else 0,
+            "error": shipper.error if shipper else None,
+        },
     }
 
 

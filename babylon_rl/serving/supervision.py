@@ -21,8 +21,8 @@ from babylon_rl.serving.gateway.files import KEYS, write_keys
 from babylon_rl.serving.gateway.keys import Key, open_key
 from babylon_rl.serving.gateway.limits import GatewayLimits
 from babylon_rl.serving.gateway.process import running_gateway
-from babylon_rl.serving.gateway.shipper import Waiting, running_shipper, waiting
 from babylon_rl.serving.key_store import create_key, load_keys
+from babylon_rl.serving.shipping import await_shipped, running_shipper
 from babylon_rl.settings import Settings, without_user
 
 HOST = "127.0.0.1"
@@ -153,12 +153,12 @@ class Serving:
         self._stack.close()
 
     def _await_shipping(self) -> None:
-        deadline = time.monotonic() + SHIP_SECONDS
-        while (left := waiting(self.folder)).events and time.monotonic() < deadline:
+        def stop() -> bool:
             self.shipper.look()
-            time.sleep(0.05)
-        if left.events:
-            self.say(f"{left.events} records wait in {self.folder}; the next start brings them to PostgreSQL.")
+            return self.deployer.database_down
+
+        if await_shipped(self.folder, SHIP_SECONDS, stop):
+            self.say(f"Records wait in {self.folder}; the next start brings them to PostgreSQL.")
 
 
 def serve(
@@ -195,11 +195,6 @@ def limits_of(settings: Settings) -> GatewayLimits:
         upstream_timeout=settings.upstream_timeout,
         request_memory_minutes=settings.request_memory_minutes,
     )
-
-
-def spooled(home: Path) -> Waiting:
-    """What waits in the spool of this home folder's gateway."""
-    return waiting(gateway_folder(home))
 
 
 def upstream_told(settings: Settings) -> str:
