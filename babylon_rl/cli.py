@@ -28,6 +28,7 @@ from babylon_rl.commands.report import report
 from babylon_rl.commands.rescore import rescore
 from babylon_rl.commands.rollback import rollback
 from babylon_rl.commands.score import score
+from babylon_rl.commands.serve import serve
 from babylon_rl.commands.settings import app as settings_app
 from babylon_rl.commands.snapshot import app as snapshot_app
 from babylon_rl.commands.train import train
@@ -71,6 +72,7 @@ app.command("report")(report)
 app.command("rescore")(rescore)
 app.command("rollback")(rollback)
 app.command("score")(score)
+app.command("serve")(serve)
 app.add_typer(settings_app, name="settings")
 app.add_typer(snapshot_app, name="snapshot")
 app.command("train")(train)
@@ -144,7 +146,7 @@ def db_migrate(database: DatabaseOption = None, with_application_tables: TablesO
         console.print("Dagster's storage is up to date beside it.")
 
 
-# --- play and serve --------------------------------------------------------------------------------
+# --- play ------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -168,28 +170,6 @@ def play(
     with progress() as stages:
         summary = play_command(settings, stage(stages), windows, agents, first, duration, seed, endpoint, checkpoint)
     console.print(summary, soft_wrap=True)
-
-
-@app.command()
-def serve(
-    checkpoint: Annotated[str, typer.Option(help="base, promoted, or a checkpoint's id.")] = "promoted",
-    port: Annotated[int, typer.Option()] = 8100,
-    model: ModelOption = None,
-    database: DatabaseOption = None,
-) -> None:
-    """Serve a checkpoint, OpenAI-compatible, on loopback until Ctrl-C."""
-    from babylon_rl.playing import served_checkpoint
-    from babylon_rl.serving.process import serve as serve_until_interrupted
-
-    settings = settings_for(database, model)
-    base_folder, name, adapters, precision = served_checkpoint(settings, checkpoint)
-    asked_for = next(iter(adapters), name)
-    console.print(
-        f"Serving {asked_for} at http://127.0.0.1:{port}/v1 (model {asked_for!r}); Ctrl-C ends it.", soft_wrap=True
-    )
-    serve_until_interrupted(
-        base_folder, name, "127.0.0.1", port, settings.device, settings.threads, adapters, precision
-    )
 
 
 # --- the loop --------------------------------------------------------------------------------------

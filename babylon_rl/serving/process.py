@@ -25,9 +25,10 @@ DRAIN_SECONDS = 10  # that calls in flight have when the endpoint is told to end
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A running endpoint. `base_url` ends in /v1."""
+    """A running endpoint. `base_url` ends in /v1; `process`: its subprocess.Popen."""
 
     base_url: str
+    process: Any = None
 
     def load(self, name: str, folder: str, in_place: bool = False) -> str | None:
         """Load a checkpoint's adapter under its name; SHA-256 of the weights that the endpoint loaded.
@@ -81,7 +82,7 @@ def running_endpoint(
             start_new_session=True,
         )
         try:
-            endpoint = Endpoint(f"http://127.0.0.1:{port}/v1")
+            endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", process)
             _wait(process, endpoint, output)
             for name, folder in (adapters or {}).items():
                 endpoint.load(name, folder)

@@ -5,7 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,20 +122,20 @@ def test_adapters_switch_under_load_without_a_dropped_or_mixed_answer(endpoint, 
 
     def agent(number: int) -> None:
         with httpx.Client() as client:
-            seed = number * 1000
+            seed = number * 5
             while not stop.is_set():
-                model = ("a", "a", "base")[seed % 3]
+                model = ("a", "a", "a", "base")[len(answers) % 4]
                 try:
-                    answers.append(ask(client, url, model, seed, constrained=seed % 4 == 0))
+                    answers.append(ask(client, url, model, seed, constrained=seed % 5 == 0))
                 except Exception as error:
                     failed.append(error)
-                seed += 1
+                seed = (seed + 1) % 36
 
     switches = 0
-    with ThreadPoolExecutor(8) as pool, httpx.Client() as client:
-        agents = [pool.submit(agent, number) for number in range(8)]
+    with ThreadPoolExecutor(6) as pool, httpx.Client() as client:
+        agents = [pool.submit(agent, number) for number in range(6)]
         try:
-            for switch in range(1, 13):
+            for switch in range(1, 9):
                 state = switch % 2
                 assert endpoint.load("a", str(adapters[state]), in_place=True) == digest(adapters[state])
                 # Whoever asks after the switch gets the weights that it named, whatever else is being answered.
@@ -149,7 +149,7 @@ def test_adapters_switch_under_load_without_a_dropped_or_mixed_answer(endpoint, 
             stop.set()
         for one in agents:
             one.result()
-    assert not failed and switches == 12 and len(answers) > 100
+    assert not failed and switches == 8 and len(answers) > 40
     seen = set()
     for one in answers:
         states = references.states_of(one)
@@ -166,13 +166,15 @@ def test_a_call_in_flight_ends_with_the_weights_that_it_began_with(endpoint, url
     endpoint.load("a", str(adapters[0]))
     long = body("a", 3, False) | {"max_tokens": 200, "stream": True}
     tokens: list[int] = []
+    switched = False
     with httpx.stream("POST", f"{url}/chat/completions", json=long, timeout=60) as stream:
         for line in stream.iter_lines():
             if not line.startswith("data: {"):
                 continue
             (choice,) = json.loads(line.removeprefix("data: "))["choices"]
             tokens += choice["token_ids"]
-            if len(tokens) == 1:
+            if tokens and not switched:
+                switched = True
                 endpoint.load("a", str(adapters[1]), in_place=True)
                 endpoint.unload("a")
                 assert httpx.post(f"{url}/chat/completions", json=body("a", 3, False)).status_code == 404
@@ -251,7 +253,7 @@ def test_an_unknown_adapter_cannot_be_unloaded_and_the_base_cannot_be_replaced(u
 
 
 def test_an_adapter_does_not_wait_for_the_many_calls_of_another(endpoint, url, adapters):
-    """Eight rows and forty long calls of one adapter: three short ones of the other end before most of them."""
+    """Eight rows and 32 long calls of one adapter: three short ones of the other end before most of them."""
     endpoint.load("a", str(adapters[0]))
     endpoint.load("b", str(adapters[1]))
     ended: list[str] = []
@@ -260,16 +262,15 @@ def test_an_adapter_does_not_wait_for_the_many_calls_of_another(endpoint, url, a
         httpx.post(f"{url}/chat/completions", json=body(model, seed, False) | {"max_tokens": tokens}, timeout=60)
         ended.append(model)
 
-    with ThreadPoolExecutor(48) as pool:
-        many = [pool.submit(run, "a", seed, 60) for seed in range(40)]
-        while not any(one.done() for one in many):
-            pass
+    with ThreadPoolExecutor(36) as pool:
+        many = [pool.submit(run, "a", seed, 30) for seed in range(32)]
+        wait(many, return_when=FIRST_COMPLETED)
         for one in [pool.submit(run, "b", seed, 8) for seed in range(3)]:
             one.result()
         before = ended.count("a")
         for one in many:
             one.result()
-    assert before < 30 and ended.count("b") == 3
+    assert before < 24 and ended.count("b") == 3
 
 
 def test_a_policy_without_adapters_left_is_the_base_model_again(tiny: Path, adapters):
