@@ -15,13 +15,18 @@ from babylon_rl.bench.commands import app as bench_app
 from babylon_rl.commands.checkpoints import app as checkpoints_app
 from babylon_rl.commands.evaluate import evaluate
 from babylon_rl.commands.forget import forget
+from babylon_rl.commands.history import history
 from babylon_rl.commands.jobs import app as jobs_app
+from babylon_rl.commands.keys import app as keys_app
 from babylon_rl.commands.lineage import lineage
 from babylon_rl.commands.outcomes import app as outcomes_app
+from babylon_rl.commands.promote import promote
 from babylon_rl.commands.publish import publish
 from babylon_rl.commands.recording import app as recording_app
 from babylon_rl.commands.rescore import rescore
+from babylon_rl.commands.rollback import rollback
 from babylon_rl.commands.score import score
+from babylon_rl.commands.serve import serve
 from babylon_rl.commands.settings import app as settings_app
 from babylon_rl.commands.snapshot import app as snapshot_app
 from babylon_rl.commands.train import train
@@ -52,13 +57,18 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.command("evaluate")(evaluate)
 app.command("forget")(forget)
+app.add_typer(keys_app, name="keys")
 app.command("lineage")(lineage)
+app.command("history")(history)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(outcomes_app, name="outcomes")
+app.command("promote")(promote)
 app.command("publish")(publish)
 app.add_typer(recording_app, name="recording")
 app.command("rescore")(rescore)
+app.command("rollback")(rollback)
 app.command("score")(score)
+app.command("serve")(serve)
 app.add_typer(settings_app, name="settings")
 app.add_typer(snapshot_app, name="snapshot")
 app.command("train")(train)
@@ -132,7 +142,7 @@ def db_migrate(database: DatabaseOption = None, with_application_tables: TablesO
         console.print("Dagster's storage is up to date beside it.")
 
 
-# --- play and serve --------------------------------------------------------------------------------
+# --- play ------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -156,28 +166,6 @@ def play(
     with progress() as stages:
         summary = play_command(settings, stage(stages), windows, agents, first, duration, seed, endpoint, checkpoint)
     console.print(summary, soft_wrap=True)
-
-
-@app.command()
-def serve(
-    checkpoint: Annotated[str, typer.Option(help="base, promoted, or a checkpoint's id.")] = "promoted",
-    port: Annotated[int, typer.Option()] = 8100,
-    model: ModelOption = None,
-    database: DatabaseOption = None,
-) -> None:
-    """Serve a checkpoint, OpenAI-compatible, on loopback until Ctrl-C."""
-    from babylon_rl.playing import served_checkpoint
-    from babylon_rl.serving.process import serve as serve_until_interrupted
-
-    settings = settings_for(database, model)
-    base_folder, name, adapters, precision = served_checkpoint(settings, checkpoint)
-    asked_for = next(iter(adapters), name)
-    console.print(
-        f"Serving {asked_for} at http://127.0.0.1:{port}/v1 (model {asked_for!r}); Ctrl-C ends it.", soft_wrap=True
-    )
-    serve_until_interrupted(
-        base_folder, name, "127.0.0.1", port, settings.device, settings.threads, adapters, precision
-    )
 
 
 # --- the loop --------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from babylon_rl.defs.jobs import (
     evaluate_online,
     materialize_windows,
     promote_checkpoint,
+    roll_back,
     train_checkpoint,
 )
 from babylon_rl.defs.judge_calibration import judge_calibration
@@ -78,6 +79,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             evaluate_by_replay,
             evaluate_online,
             promote_checkpoint,
+            roll_back,
             clean_up,
         ],
         sensors=[window_readiness, training_due, staleness],

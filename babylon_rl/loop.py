@@ -28,8 +28,7 @@ from babylon_rl.plans import Plan, demo_name
 from babylon_rl.recording.reader import list_windows, whole_windows
 from babylon_rl.recording.recorder import Recorder
 from babylon_rl.reporting import alarm_lines, evaluation_rows
-from babylon_rl.serving.process import Endpoint as ServedEndpoint
-from babylon_rl.serving.process import running_endpoint
+from babylon_rl.serving.local_gateway import LocalGateway, running_local_gateway
 from babylon_rl.settings import Settings
 from babylon_rl.training.alarm_log import exploration_for, response_at, standing_checkpoints
 from babylon_rl.training.base_models import prepare_base_model
@@ -132,13 +131,13 @@ def recent_enough(last: str) -> None:
 
 
 class Player:
-    """Plays a run's windows against one endpoint and records them; what is already recorded is not played again.
+    """Plays a run's windows through one gateway and records them; what is already recorded is not played again.
 
     `home`: where weights are cached whose store is a URL.
     """
 
     def __init__(
-        self, database: Database, recorder: Recorder, served: ServedEndpoint, run: TrainingRun, stage: Stage, home: Path
+        self, database: Database, recorder: Recorder, served: LocalGateway, run: TrainingRun, stage: Stage, home: Path
     ) -> None:
         schedule = schedule_of(run)
         assert schedule is not None
@@ -146,7 +145,7 @@ class Player:
         self.schedule, self.stage, self.home = schedule, stage, home
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Have the endpoint serve the checkpoint too; the base model it serves as it is."""
+        """Have the gateway serve the checkpoint too; the base model it serves as it is."""
         if checkpoint.path is not None:
             self.served.load(checkpoint.checkpoint_id, str(local_folder(checkpoint, self.home)))
 
@@ -179,7 +178,7 @@ class Player:
         play_windows(
             self.database,
             self.recorder,
-            Endpoint(self.served.base_url, model),
+            Endpoint(self.served.base_url, model, self.served.api_key),
             windows,
             agents=self.schedule.agents,
             label=label,
@@ -217,7 +216,9 @@ def run_demo(settings: Settings, database: Database, seed: int, plan: Plan, stag
     base = base_checkpoint(run.training_run)
     with (
         Recorder(database, spool) as recorder,
-        running_endpoint(base_folder, base, settings.device, settings.threads) as served,
+        running_local_gateway(
+            database, settings.home, run.training_run, base_folder, base, settings.device, settings.threads
+        ) as served,
     ):
         player = Player(database, recorder, served, run, stage, settings.home)
         materializer = Materializer(database, stage)

@@ -18,7 +18,7 @@ from babylon_rl.market.world import make_window
 from babylon_rl.materializing import Stage
 from babylon_rl.recording.reader import whole_windows
 from babylon_rl.recording.recorder import Recorder
-from babylon_rl.serving.process import running_endpoint
+from babylon_rl.serving.local_gateway import running_local_gateway
 from babylon_rl.settings import Settings
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.checkpoint_store import check_base, local_folder, refuse_deleted
@@ -84,7 +84,7 @@ def play_command(
     database = prepare(settings)
     with (
         Recorder(database, settings.home / "spool" / "play.jsonl") as recorder,
-        _endpoint(settings, endpoint, checkpoint) as asked,
+        _endpoint(database, settings, endpoint, checkpoint) as asked,
     ):
         sampling = Sampling(seed=seed, max_tokens=16)
         label = Label(asked.model)
@@ -139,13 +139,15 @@ def _play_past(
 
 
 @contextlib.contextmanager
-def _endpoint(settings: Settings, url: str | None, checkpoint: str) -> Iterator[Endpoint]:
-    """The endpoint that was named, or one of our own for the checkpoint."""
+def _endpoint(database: Database, settings: Settings, url: str | None, checkpoint: str) -> Iterator[Endpoint]:
+    """The endpoint that was named, or a gateway of our own for the checkpoint."""
     if url is not None:
         import os
 
         yield Endpoint(url, checkpoint, os.environ.get("OPENAI_API_KEY"))
         return
     folder, name, adapters, precision = served_checkpoint(settings, checkpoint)
-    with running_endpoint(folder, name, settings.device, settings.threads, adapters, precision) as served:
-        yield Endpoint(served.base_url, next(iter(adapters), name))
+    with running_local_gateway(
+        database, settings.home, "play", folder, name, settings.device, settings.threads, adapters, precision
+    ) as served:
+        yield Endpoint(served.base_url, next(iter(adapters), name), served.api_key)

@@ -130,8 +130,8 @@ def test_mistakes_that_need_a_database_are_told_too(run, database, tmp_path):
     empty = ["--database", database.url]
     nothing = run("train", "--from", "2025-01-15T10:00", "--to", "2025-01-15T11:00", *empty, home=tmp_path)
     assert "Nothing is recorded" in nothing.stderr and "Traceback" not in nothing.stderr
-    unknown = run("serve", "--checkpoint", "promoted", *empty, home=tmp_path)
-    assert "Nothing is promoted yet" in unknown.stderr and "Traceback" not in unknown.stderr
+    unknown = run("serve", "--checkpoint", "nobody@1", *empty, home=tmp_path)
+    assert "There is no checkpoint 'nobody@1'" in unknown.stderr and "Traceback" not in unknown.stderr
     missing = run("play", "--model", "no-such-model", "--windows", "1", *empty, home=tmp_path)
     assert "neither smollm2-135m" in missing.stderr and "Traceback" not in missing.stderr
     gone = run("play", "--windows", "1", "--endpoint", "http://127.0.0.1:1/v1", *empty, home=tmp_path)

@@ -22,7 +22,7 @@ from babylon_rl.console import (
 
 app = typer.Typer(
     help="Measurements: a recipe over seeds, rewards, a judge's guard, Dagster's overhead, the sensor's tick, reading, "
-    "writing, snapshots, faults, submissions of training jobs, the trainer.",
+    "writing, snapshots, faults, submissions of training jobs, the trainer, the gateway.",
     no_args_is_help=True,
 )
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]
@@ -346,6 +346,25 @@ def bench_trainer(
         _show(measure_utilisation(model_shape or "0.5b", there, numbers, layers, pairs, seed, errors.print), as_json)
     base = prepare_base_model(settings.base_model, settings.home, 0, corpus())
     _show(measure_trainer(base, settings.home, threads, pairs, seed, numbers, layers, errors.print), as_json)
+
+
+@app.command("gateway")
+def bench_gateway(
+    rate: Annotated[float, typer.Option(min=1, help="Calls a second, at random times.")] = 200.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of a round, each way.")] = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which each way is taken once.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the times of the calls.")] = 0,
+    proxy: Annotated[bool, typer.Option(help="Also measure LiteLLM's proxy; it is installed on first use.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """What the gateway adds to its upstream's time on one core, recording on, beside LiteLLM's proxy.
+
+    Takes some minutes. Exit code 1: over 3 ms (median) or 10 ms (99th percentile), not less than LiteLLM's proxy, or a
+    call was not recorded.
+    """
+    from babylon_rl.bench.gateway import measure_gateway
+
+    _show(measure_gateway(settings_for(None).home, rate, seconds, rounds, seed, proxy, errors.print), as_json)
 
 
 def _show(found: Any, as_json: bool) -> NoReturn:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.bench.pairs import Compared, Limit, take_turns
-from babylon_rl.bench.trl_environment import TRL, TrlProcess, make_environment, trl_process
+from babylon_rl.bench.trl_environment import TRL, TrlProcess, trl_process, trl_python
 from babylon_rl.errors import SettingsError
 from babylon_rl.market.actions import choices
 from babylon_rl.market.agents import make_agents
@@ -285,7 +285,7 @@ def measure_trainer(
     say: Callable[[str], None],
 ) -> TrainerBench:
     """Each workload in `pairs` pairs; the last `layers` have LoRA."""
-    python = make_environment(home, say)
+    python = trl_python(home, say)
     policy = perturbed_policy(base, "cpu", precision, layers, seed)
     every = workloads(policy, seed)
     with tempfile.TemporaryDirectory(prefix="babylon_rl-bench-") as name:

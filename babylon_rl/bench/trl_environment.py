@@ -1,22 +1,20 @@
-"""The bench environment of TRL: a virtual environment of its own, made on first use, and a process in it.
+"""The bench environment of TRL, and a process in it.
 
 TRL is no dependency of this package; its environment has the same torch, transformers and peft as this one.
 """
 
 import contextlib
-import fcntl
 import json
 import os
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.errors import BabylonError, SettingsError
+from babylon_rl.bench.environments import make_environment
+from babylon_rl.errors import BabylonError
 
 TRL = "trl==1.16.0"
 _SCRIPT = Path(__file__).with_name("trl_step.py")
@@ -28,36 +26,9 @@ def requirements() -> list[list[str]]:
     return [same[:1], [TRL, *same]]
 
 
-def make_environment(home: Path, say: Callable[[str], None]) -> Path:
-    """The Python of the environment in `home`/bench/trl, made where it is missing or of other versions.
-
-    SettingsError where pip cannot install it.
-    """
-    folder = home / "bench" / "trl"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made, wanted = folder / ".installed", json.dumps(requirements())
-    python = folder / "bin" / "python"
-    with open(folder.parent / ".trl.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two benches install once
-        if made.is_file() and made.read_text() == wanted and python.exists():
-            return python
-        shutil.rmtree(folder, ignore_errors=True)
-        say(f"installing {TRL} into an environment of its own, {folder}; this takes some minutes, once")
-        _run([sys.executable, "-m", "venv", str(folder)])
-        for packages in requirements():
-            _run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages])
-        made.write_text(wanted)
-    return python
-
-
-def _run(command: list[str]) -> None:
-    found = subprocess.run(command, capture_output=True, text=True)
-    if found.returncode:
-        said = " ".join((found.stderr or found.stdout).strip().splitlines()[-4:])
-        raise SettingsError(
-            f"The bench environment of TRL could not be installed: {said} It needs a package index that pip reaches "
-            "(PIP_INDEX_URL) and 2 GB of disk; run the command again then."
-        )
+def trl_python(home: Path, say: Callable[[str], None]) -> Path:
+    """The Python of TRL's environment under `home`; SettingsError where pip cannot install it."""
+    return make_environment(home, "trl", requirements(), "2 GB", say)
 
 
 class TrlProcess:

@@ -91,6 +91,7 @@ gateway_steps = sa.Table(
     sa.Column("trajectory_id", sa.Text, primary_key=True),
     sa.Column("step_number", sa.Integer, primary_key=True),
     sa.Column("content", sa.Text, nullable=False, comment="the step as it was sent, JSON"),
+    sa.Column("taken_at", Time, nullable=False, comment="when it was sent; its timestamp where it names none"),
     now("written_at"),
 )
 
@@ -122,6 +123,7 @@ canaries = sa.Table(
         "logprobs", Json, nullable=False, comment="by prompt: the likeliest next tokens and their log-probabilities"
     ),
     sa.Column("made_by", sa.Text, nullable=False, comment="trainer | afterwards: from the stored weights"),
+    sa.Column("weights_sha256", sa.Text, comment="of what was asked; null for the base model itself"),
     now("created_at"),
 )
 

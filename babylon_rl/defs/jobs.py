@@ -4,7 +4,7 @@ import dagster as dg
 
 from babylon_rl.defs.clean_up import clean
 from babylon_rl.defs.partitions import HOURS
-from babylon_rl.defs.promotion import promote
+from babylon_rl.defs.promotion import go_back, promote
 
 DATA_ASSETS = ("windows", "market_outcomes", "scored_trajectories", "judge_calibration", "art_groups")
 
@@ -77,11 +77,22 @@ evaluate_online = dg.define_asset_job(
 @dg.job(
     description=(
         "Serves a checkpoint from now on and books who decided it and why. For a candidate whose evaluation says "
-        "promote; going back, or going against the evaluation, takes despite_evidence. Asks for checkpoint, who, why."
+        "promote; going against the evaluation takes despite_evidence. Asks for checkpoint, who, why."
     )
 )
 def promote_checkpoint() -> None:
     promote()
+
+
+@dg.job(
+    description=(
+        "Goes back to what was served before the promotion that stands now, or further with `to`, and books who "
+        "decided it and why. For a checkpoint that does harm; its promotion and evidence stay on record. Asks for who "
+        "and why."
+    )
+)
+def roll_back() -> None:
+    go_back()
 
 
 @dg.job(

@@ -1,7 +1,8 @@
 """Asking an OpenAI-compatible chat endpoint for one answer, and reading what it says of how it sampled."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,16 +106,32 @@ def request_body(
     return body
 
 
-async def ask(client: httpx.AsyncClient, endpoint: Endpoint, body: dict[str, Any]) -> Answer:
-    """One answer. ServingError where the endpoint cannot be reached, refuses, or answers in another shape."""
+def context_headers(agent_id: str, window_id: str, trajectory_id: str) -> dict[str, str]:
+    """Headers by which a gateway books a call under its agent, window and trajectory; other services ignore them."""
+    return {
+        "X-Babylon-Agent": agent_id,
+        "X-Babylon-Window": window_id,
+        "X-Babylon-Trajectory": trajectory_id,
+        "X-Babylon-Step": "0",
+    }
+
+
+async def ask(
+    client: httpx.AsyncClient, endpoint: Endpoint, body: dict[str, Any], context: Mapping[str, str] | None = None
+) -> Answer:
+    """One answer. ServingError where the endpoint cannot be reached, refuses, or answers in another shape.
+
+    All attempts carry one Idempotency-Key, so that a gateway answers them as one call. `context`: further headers.
+    """
     loop = asyncio.get_running_loop()
+    headers = {**(context or {}), "Idempotency-Key": uuid.uuid4().hex}
     for attempt in range(ATTEMPTS):
         if attempt:
             await asyncio.sleep(PAUSES[attempt - 1])
         last = attempt == ATTEMPTS - 1
         begun = loop.time()
         try:
-            response = await client.post(endpoint.url, json=body)
+            response = await client.post(endpoint.url, json=body, headers=headers)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise ServingError(f"{endpoint.base_url!r} is not the URL of an endpoint: {error}.") from None
         except httpx.HTTPError as error:
@@ -141,7 +158,8 @@ def _read(endpoint: Endpoint, response: httpx.Response, latency_ms: float) -> An
         return Answer(
             text=clean_text(text),
             model=model,
-            checkpoint=str(body.get("checkpoint") or model),
+            # A gateway knows which checkpoint it sent the call to; an endpoint knows its own name of it.
+            checkpoint=str(response.headers.get("x-babylon-checkpoint") or body.get("checkpoint") or model),
             finish_reason=str(choice.get("finish_reason") or "unknown"),
             prompt_token_ids=[int(token) for token in body.get("prompt_token_ids") or []],
             token_ids=[int(token) for token in tokens],

@@ -13,11 +13,11 @@ from babylon_rl.database.connect import Database
 from babylon_rl.errors import ServingError, SettingsError
 from babylon_rl.market.actions import choices, parse_action
 from babylon_rl.market.agents import AgentState, make_agents
-from babylon_rl.market.endpoint import Endpoint, Sampling, ask, connect, request_body
+from babylon_rl.market.endpoint import Endpoint, Sampling, ask, connect, context_headers, request_body
 from babylon_rl.market.observation import observation, system_prompt
 from babylon_rl.market.policies import choose
 from babylon_rl.market.settlement import Settlement, settle
-from babylon_rl.market.trajectories import Asked, Label, make_run, market_history
+from babylon_rl.market.trajectories import Asked, Label, make_run, market_history, trajectory_id
 from babylon_rl.market.world import MarketWindow
 from babylon_rl.recording.market_history import record_market
 from babylon_rl.recording.recorder import Recorder
@@ -95,7 +95,7 @@ def play_windows(
     def finish(window_id: str, window: MarketWindow, state: list[AgentState], asked: list[Asked]) -> PlayedWindow:
         return _finish(recorder, window_id, window, state, asked, label, progress)
 
-    return _ask_windows(endpoint, windows, agents, sampling, concurrency, finish)
+    return _ask_windows(endpoint, windows, agents, label, sampling, concurrency, finish)
 
 
 def play_unrecorded(
@@ -115,7 +115,7 @@ def play_unrecorded(
             progress(played)
         return played
 
-    return _ask_windows(endpoint, windows, agents, sampling, concurrency, finish)
+    return _ask_windows(endpoint, windows, agents, None, sampling, concurrency, finish)
 
 
 def play_fixed_unrecorded(
@@ -133,6 +133,7 @@ def _ask_windows(
     endpoint: Endpoint,
     windows: Sequence[tuple[str, MarketWindow]],
     agents: int,
+    label: Label | None,
     sampling: Sampling,
     concurrency: int,
     finish: Callable[[str, MarketWindow, list[AgentState], list[Asked]], T],
@@ -147,7 +148,7 @@ def _ask_windows(
                 async with room:
                     state = make_agents(window.seed, window.split, window.index, agents)
                     asked = await _gather(
-                        _ask_agent(client, endpoint, sampling, window_id, window, agent) for agent in state
+                        _ask_agent(client, endpoint, sampling, window_id, window, agent, label) for agent in state
                     )
                     return finish(window_id, window, state, asked)
 
@@ -214,7 +215,7 @@ def play_live(
                 turn = begun + timedelta(minutes=minutes) * (number / len(state))
                 await asyncio.sleep(max(0.0, (turn - now()).total_seconds()))
                 moments.append(now())
-                asked.append(await _ask_agent(client, endpoint, sampling, window_id, window, agent))
+                asked.append(await _ask_agent(client, endpoint, sampling, window_id, window, agent, label))
             await asyncio.sleep(max(0.0, (begun + timedelta(minutes=minutes) - now()).total_seconds()))
         return asked, moments
 
@@ -247,11 +248,14 @@ async def _ask_agent(
     window_id: str,
     window: MarketWindow,
     agent: AgentState,
+    label: Label | None,
 ) -> Asked:
     allowed = choices(agent.instrument)
     seed = call_seed(sampling.seed, window_id, agent.agent_id)
     body = request_body(endpoint, sampling, system_prompt(), observation(window, agent), allowed, seed)
-    answer = await ask(client, endpoint, body)
+    # What is not recorded belongs to no trajectory.
+    context = label and context_headers(agent.agent_id, window_id, trajectory_id(window_id, agent.agent_id, label))
+    answer = await ask(client, endpoint, body, context)
     return Asked(answer, sampling, allowed, seed, endpoint.extensions)
 
 

@@ -5,23 +5,28 @@ tells every place.
 """
 
 import functools
-import itertools
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
 from babylon_rl.recording.attribution import attribute
 from babylon_rl.recording.contract import MOST, Line, Row, Step, schema
+from babylon_rl.recording.problems import (
+    STORABLE,
+    UNSTORABLE,
+    Problem,
+    call_problems,
+    moment,
+    problems_of,
+    shown,
+    storable,
+)
 from babylon_rl.recording.row_reader import FINISHED, finite
 
-MOST_PROBLEMS = 20  # told of one line
 OPENINGS = (b"{", b"[", b"[{")  # a line of an indented file
-SHOWN = 60  # letters of a value that is told
-
-UNSTORABLE, STORABLE = "NUL or half of a surrogate pair", "letters that PostgreSQL can hold"
 
 # What a recording is not good for, by the reader's names, and what to do about it.
 CAUTIONS = {
@@ -40,17 +45,6 @@ CAUTIONS = {
     "not_storable_text": "a text to train on holds NUL or half a surrogate pair: scored, not trained on",
     "no_logprobs": "a decision has no tokens (ids and log-probabilities): scored, not trained on",
 }
-
-
-class Problem(NamedTuple):
-    """One thing that is wrong. `path`: place in the JSON, as steps[3].llmCalls[0].response."""
-
-    path: str
-    found: str
-    wanted: str
-
-    def __str__(self) -> str:
-        return f"{self.path or 'the line'}: found {self.found}, wanted {self.wanted}"
 
 
 class Checked(NamedTuple):
@@ -129,9 +123,9 @@ def _decoded(value: Any) -> tuple[Line | Row, list[Step]]:
     try:
         recorded: Line | Row = msgspec.convert(value, Row if is_row else Line)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise _Wrong(_problems(value, _whole(), "", error)) from None
+        raise _Wrong(problems_of(value, _whole(), "", error)) from None
     labels = {name: getattr(recorded, name) for name in recorded.__struct_fields__}
-    refused = [name for name, label in labels.items() if isinstance(label, str) and not _storable(label)]
+    refused = [name for name, label in labels.items() if isinstance(label, str) and not storable(label)]
     if refused:
         raise _Wrong([Problem(_wire(recorded, name), UNSTORABLE, STORABLE) for name in refused])
     if isinstance(recorded, Line):
@@ -143,23 +137,7 @@ def _decoded(value: Any) -> tuple[Line | Row, list[Step]]:
     try:
         return recorded, msgspec.convert(steps, list[Step])
     except (msgspec.ValidationError, RecursionError) as error:
-        raise _Wrong(_problems(steps, _only_steps(), "stepsJson", error)) from None
-
-
-# --- what is wrong, in words ---
-
-
-def _problems(value: Any, validator: Any, root: str, error: Exception) -> list[Problem]:
-    """Every place where the value is not as the schema wants it; what msgspec said where the schema finds nothing."""
-    try:
-        errors = list(itertools.islice(validator.iter_errors(value), MOST_PROBLEMS))
-    except RecursionError:
-        return [Problem(root, "lists in lists without end", "a recording")]
-    found = [problem for one in errors for problem in _told(one, root)]
-    if found:
-        return sorted(set(found))
-    said, _, place = str(error).partition(" - at ")
-    return [Problem((root + place.strip("`").removeprefix("$")).removeprefix("."), "a value", said)]
+        raise _Wrong(problems_of(steps, _only_steps(), "stepsJson", error)) from None
 
 
 @functools.cache
@@ -178,70 +156,7 @@ def _only_steps() -> Any:
     return Draft202012Validator({"$defs": whole["$defs"], **steps})
 
 
-def _told(error: Any, root: str) -> Iterator[Problem]:
-    path = root + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-    # Of several kinds that a value may have: what is wrong with it as the kind that it is.
-    inside = [one for one in error.context or () if one.validator != "type" or one.path]
-    if inside:
-        for one in inside:
-            yield from _told(one, root)
-    elif error.validator == "required":
-        for name in error.validator_value:
-            if name not in error.instance:
-                wanted = error.schema.get("properties", {}).get(name, {})
-                yield Problem(f"{path}.{name}".lstrip("."), "nothing", _wanted(wanted))
-    else:
-        yield Problem(path.lstrip("."), shown(error.instance), _wanted({error.validator: error.validator_value}))
-
-
-_KINDS = {"object": "an object", "array": "a list", "string": "a text", "number": "a number", "null": "null",
-          "integer": "a whole number", "boolean": "true or false"}  # fmt: skip
-
-
-def _wanted(wanted: dict[str, Any]) -> str:
-    """A part of the schema in words."""
-    match wanted:
-        case {"enum": [one]} | {"const": one}:
-            return json.dumps(one)
-        case {"enum": several}:
-            return f"one of {json.dumps(several)}"
-        case {"anyOf": kinds}:
-            return " or ".join(dict.fromkeys(_wanted(kind) for kind in kinds))
-        case {"$ref": reference}:
-            return f"an object ({reference.rpartition('/')[2]})"
-        case {"type": kind}:
-            return _KINDS.get(kind, str(kind))
-        case {"minLength": 1}:
-            return "a text that is not empty"
-        case {"minItems": 1}:
-            return "a list that is not empty"
-        case {"maxLength": most}:
-            return f"at most {most} letters"
-        case {"minimum": least}:
-            return f"at least {least}"
-        case {"maximum": most}:
-            return f"at most {most}"
-    return "another value"
-
-
-def shown(value: Any) -> str:
-    """A value as it is told: its kind, and the beginning of what it is."""
-    kind = {bool: "", int: "the number ", float: "the number ", str: "the text ", list: "a list ", dict: "an object "}
-    text = json.dumps(value, ensure_ascii=True)
-    return kind.get(type(value), "") + (text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
-
-
 # --- what the types do not say ---
-
-
-def moment(value: datetime | int | float) -> datetime:
-    """A time of the contract as an aware datetime; ValueError where there is no such time."""
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    try:
-        return datetime.fromtimestamp(value / 1000, UTC)
-    except (OverflowError, OSError) as error:
-        raise ValueError(str(error)) from None
 
 
 def _inconsistent(recorded: Line | Row, steps: list[Step]) -> Iterator[Problem]:
@@ -266,34 +181,12 @@ def _inconsistent(recorded: Line | Row, steps: list[Step]) -> Iterator[Problem]:
             found = f"{step.step_number}, which step {numbers[step.step_number]} has too"
             yield Problem(f"{root}[{place}].stepNumber", found, "a number of its own")
         for number, call in enumerate(step.llm_calls):
-            if call.tokens is None:
-                continue
-            path = f"{root}[{place}].llmCalls[{number}]"
-            kept = [call.model, call.tokens.checkpoint or "", call.tokens.finish_reason, *(call.tokens.choices or ())]
-            if not all(map(_storable, kept)):
-                yield Problem(f"{path}.tokens", UNSTORABLE, STORABLE)
-            count = len(call.tokens.token_ids)
-            if len(call.tokens.logprobs) != count:
-                yield Problem(
-                    f"{path}.tokens.logprobs", f"{len(call.tokens.logprobs)} numbers", f"{count}, one a token"
-                )
-            if call.temperature is None:
-                yield Problem(f"{path}.temperature", "null", "a number where tokens are recorded")
+            yield from call_problems(call, f"{root}[{place}].llmCalls[{number}]")
 
 
 def _wire(recorded: Line | Row, name: str) -> str:
     """The name of a field in JSON."""
     return recorded.__struct_encode_fields__[recorded.__struct_fields__.index(name)]
-
-
-def _storable(text: str) -> bool:
-    if "\x00" in text:
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _cautions(recorded: Line | Row, steps: list[Step]) -> Iterator[str]:
@@ -339,7 +232,7 @@ def _text_cautions(steps: list[Step]) -> Iterator[str]:
     texts = [text for call in decisions for text in (call.user_prompt or call.system_prompt, call.response)]
     if not all(texts):
         yield "text_missing"
-    if not all(_storable(text) for call in decisions for text in (call.system_prompt, call.user_prompt, call.response)):
+    if not all(storable(text) for call in decisions for text in (call.system_prompt, call.user_prompt, call.response)):
         yield "not_storable_text"
     if any(call.tokens is None for call in decisions):
         yield "no_logprobs"

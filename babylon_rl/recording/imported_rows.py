@@ -6,9 +6,11 @@ from typing import Any
 import msgspec
 
 from babylon_rl.database.application_tables import trajectories
-from babylon_rl.recording.checking import Checked, moment
+from babylon_rl.recording.checking import Checked
 from babylon_rl.recording.contract import Call, Line, Row, Step
-from babylon_rl.recording.rows import call_id, snowflake, step_id, verbatim_json
+from babylon_rl.recording.problems import moment
+from babylon_rl.recording.rows import call_id, snowflake, step_id
+from babylon_rl.recording.verbatim import verbatim_json
 
 Rows = dict[str, list[dict[str, Any]]]
 

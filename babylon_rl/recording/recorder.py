@@ -28,7 +28,8 @@ from babylon_rl.database.connect import Database
 from babylon_rl.database.tables import recorded_calls
 from babylon_rl.errors import RecordingError
 from babylon_rl.recording.records import RecordedCall, Run, Trajectory
-from babylon_rl.recording.rows import llm_call_rows, recorded_call_row, trajectory_row, verbatim_json
+from babylon_rl.recording.rows import llm_call_rows, recorded_call_row, trajectory_row
+from babylon_rl.recording.verbatim import verbatim_json
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,6 @@
 """A recorded run as rows of the application's tables and of `recorded_calls`; arithmetic only, no I/O."""
 
 import hashlib
-import json
-import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,18 +9,7 @@ import msgspec
 from babylon_rl.database.values import clean_text
 from babylon_rl.recording.actions import Kind, kind_of
 from babylon_rl.recording.records import LLMCall, RecordedCall, Run, Step, Trajectory
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def verbatim_json(value: Any) -> str:
-    """JSON for a column of text, keys sorted, from which each text comes back as it was.
-
-    What PostgreSQL keeps in no text, NUL and half of a surrogate pair, stands as an escape, as JavaScript writes it.
-    ValueError for NaN and infinity, which JSON lacks.
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-    return _LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+from babylon_rl.recording.verbatim import verbatim_json
 
 
 def snowflake(text: str) -> str:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -20,23 +21,36 @@ import msgspec
 from babylon_rl.errors import BabylonError, ServingError
 
 START_SECONDS = 120
+DRAIN_SECONDS = 10  # that calls in flight have when the endpoint is told to end
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A running endpoint. `base_url` ends in /v1."""
+    """A running endpoint. `base_url` ends in /v1; `process`: its subprocess.Popen."""
 
     base_url: str
+    process: Any = None
 
-    def load(self, name: str, folder: str) -> None:
-        """Load a checkpoint's adapter under its name; ServingError where it cannot."""
+    def load(self, name: str, folder: str, in_place: bool = False) -> str | None:
+        """Load a checkpoint's adapter under its name; SHA-256 of the weights that the endpoint loaded.
+
+        `in_place`: replace other weights of that name. Calls in flight end with the weights that they began with.
+        ServingError where it cannot; what was loaded before stays.
+        """
+        body = {"lora_name": name, "lora_path": folder, "load_inplace": in_place}
+        return self._change("load_lora_adapter", body, f"load {name}").get("weights_sha256")
+
+    def unload(self, name: str) -> None:
+        """Take an adapter out; calls in flight end with it. ServingError where none has the name."""
+        self._change("unload_lora_adapter", {"lora_name": name}, f"unload {name}")
+
+    def _change(self, path: str, body: dict[str, Any], doing: str) -> dict[str, Any]:
         try:
-            response = httpx.post(
-                f"{self.base_url}/load_lora_adapter", json={"lora_name": name, "lora_path": folder}, timeout=60
-            )
+            response = httpx.post(f"{self.base_url}/{path}", json=body, timeout=60, trust_env=False)
         except httpx.HTTPError as error:
             raise ServingError(f"The endpoint at {self.base_url} does not answer: {error}.") from None
         if response.status_code != 200:
-            raise ServingError(f"The endpoint did not load {name}: {response.text}")
+            raise ServingError(f"The endpoint did not {doing}: {response.text}")
+        return response.json()
 
 
 @contextlib.contextmanager
@@ -68,7 +82,7 @@ def running_endpoint(
             start_new_session=True,
         )
         try:
-            endpoint = Endpoint(f"http://127.0.0.1:{port}/v1")
+            endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", process)
             _wait(process, endpoint, output)
             for name, folder in (adapters or {}).items():
                 endpoint.load(name, folder)
@@ -76,7 +90,7 @@ def running_endpoint(
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(DRAIN_SECONDS + 5)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -86,9 +100,10 @@ def running_endpoint(
 
 def _wait(process: subprocess.Popen, endpoint: Endpoint, output: tempfile._TemporaryFileWrapper) -> None:
     deadline = time.monotonic() + START_SECONDS
+    ready = f"{endpoint.base_url.removesuffix('/v1')}/ready"
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{endpoint.base_url.removesuffix('/v1')}/health", timeout=2).status_code == 200:
+            if httpx.get(ready, timeout=2, trust_env=False).status_code == 200:
                 return
         time.sleep(0.1)
     output.seek(0)
@@ -106,7 +121,10 @@ def serve(
     adapters: Mapping[str, str],
     precision: str | None = None,
 ) -> None:
-    """Serve until interrupted. `precision`: as of `Policy`, and as of the trainer that reads what was sampled here."""
+    """Serve until interrupted or told to end by SIGTERM; what is in flight then is finished within `DRAIN_SECONDS`.
+
+    `precision`: as of `Policy`, and as of the trainer that reads what was sampled here.
+    """
     import uvicorn
 
     from babylon_rl.serving.application import build_application
@@ -114,9 +132,13 @@ def serve(
 
     use_threads(threads)
     policy = Policy(base_folder, device, precision)
-    for adapter, folder in adapters.items():
-        policy.add_adapter(Path(folder), adapter)
-    uvicorn.run(build_application(policy, name), host=host, port=port, log_level="warning")
+    uvicorn.run(
+        build_application(policy, name, adapters),
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
 
 
 def _end_with_parent() -> None:

@@ -136,9 +136,10 @@ class Policy:
         self.adapters.append("default")
 
     def add_adapter(self, folder: Path, name: str = "default", trainable: bool = False) -> None:
-        """Load an adapter from its folder. ModelError where it is missing or damaged."""
+        """Load an adapter from its folder. ModelError where it is missing or damaged; the others stay as they were."""
         from peft import PeftModel
 
+        bare = self.model
         try:
             if self.adapters:
                 self.model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
@@ -147,9 +148,29 @@ class Policy:
                     self.model, str(folder), adapter_name=name, is_trainable=trainable
                 )
         except Exception as error:  # peft raises OSError, ValueError, safetensors' own and more
+            if self.adapters:
+                self._forget(name)
+            else:
+                self.model = _without_layers(bare)
             raise ModelError(f"The adapter in {folder} cannot be loaded: {error}") from error
         self.adapters.append(name)
         self.model.eval()
+
+    def remove_adapter(self, name: str) -> None:
+        """Take a loaded adapter out of memory. ModelError where none has the name."""
+        if name not in self.adapters:
+            raise ModelError(f"No adapter {name!r} is loaded; loaded are {self.adapters or 'none'}.")
+        self.adapters.remove(name)
+        if self.adapters:
+            self._forget(name)
+        else:
+            self.model = _without_layers(self.model.get_base_model())
+
+    def _forget(self, name: str) -> None:
+        if self.model.active_adapter == name:
+            self.model.set_adapter(self.adapters[0])
+        if name in self.model.peft_config:
+            self.model.delete_adapter(name)
 
     @contextlib.contextmanager
     def select(self, name: str | None) -> Iterator[None]:
@@ -160,18 +181,27 @@ class Policy:
             self.model.set_adapter(name)
             yield
         elif self.adapters:
-            with self.model.disable_adapter():
+            # peft's own context manager looks through all layers first, which takes longer than decoding a token.
+            self.model.base_model.disable_adapter_layers()
+            try:
                 yield
+            finally:
+                self.model.base_model.enable_adapter_layers()
         else:
             yield
 
     # --- evaluation ---
 
+    @property
+    def causal(self) -> Any:
+        """The base model, with the layers of adapters in it where some are loaded."""
+        return self.model.get_base_model() if self.adapters else self.model
+
     def _hidden(self, row: PackedRow) -> "torch.Tensor":
         """Last hidden states of a row, (n, width). Layers below the first adapter get no gradient and keep nothing."""
         import torch
 
-        causal = self.model.get_base_model() if self.adapters else self.model
+        causal = self.causal
         tokens = torch.from_numpy(row.tokens).to(self.device)[None]
         positions = torch.from_numpy(row.positions).to(self.device)[None]
         output = causal.model(
@@ -199,6 +229,30 @@ class Policy:
                 members,
                 _evaluated([answers[i] for i in members], [plans[i] for i in members], row, self._hidden(row), weights),
             )
+
+    def next_logprobs(
+        self, prompts: Sequence[list[int]], max_tokens: int = ROW_TOKENS
+    ) -> "Iterator[tuple[int, torch.Tensor]]":
+        """Of each prompt its index and float32 (vocabulary,) log-probabilities of the token after it, temperature 1."""
+        import torch
+
+        weights = self.model.get_output_embeddings().weight
+        for row in pack(prompts, max_tokens):
+            last = torch.tensor([int(path[-1]) for path in row.paths], device=self.device)
+            logprobs = torch.log_softmax((self._hidden(row)[last] @ weights.T).float(), dim=-1)
+            yield from zip(row.members, logprobs, strict=True)
+
+
+def _without_layers(model: Any) -> Any:
+    """The base model without the layers that peft put around its own."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]:
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model
 
 
 @dataclass(frozen=True)

@@ -72,12 +72,18 @@ def _attend(
     value: "torch.Tensor",
     attention_mask: "torch.Tensor | None",
     tree: list[AttendingBlock] | None = None,
+    cached: bool = False,
     **options: Any,
 ) -> "tuple[torch.Tensor, None]":
-    """As transformers calls an attention; `query`, `key`, `value`: (1, heads, n, width of a head)."""
+    """As transformers calls an attention; `query`, `key`, `value`: (1, heads, n, width of a head).
+
+    `cached`: the endpoint decodes with a cache of keys and values, of several rows.
+    """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if cached:
+        return _attend_cached(query, key, value, attention_mask, options.get("scaling")), None
     if tree is None:
         if attention_mask is not None and attention_mask.shape[-1] == 1 < key.shape[2]:
             raise ModelError(
@@ -94,3 +100,22 @@ def _attend(
         queries = query[:, :, block.start : block.end]
         parts.append(sdpa_attention_forward(module, queries, keys, values, block.mask, **options)[0])
     return torch.cat(parts, dim=1), None
+
+
+def _attend_cached(
+    query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", mask: "torch.Tensor | None", scale: float | None
+) -> "torch.Tensor":
+    """Attention of (rows, heads, n, width) over cached columns; `mask`: (rows, 1, n, columns).
+
+    Heads that share keys and values stand in one block of queries, so that the cache is read as it lies: torch's own
+    attention of a masked group copies it for each head.
+    """
+    import torch
+
+    rows, heads, n, width = query.shape
+    shared = heads // key.shape[1]
+    grouped = query.reshape(rows, key.shape[1], shared * n, width)
+    if mask is not None and n > 1:
+        mask = mask.repeat(1, 1, shared, 1)
+    found = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
+    return found.reshape(rows, heads, n, width).transpose(1, 2).contiguous()

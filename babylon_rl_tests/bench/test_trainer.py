@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.bench import trl_environment
+from babylon_rl.bench import environments, trl_environment
 from babylon_rl.bench.pairs import Compared, Limit
 from babylon_rl.bench.trainer import (
     OURS,
@@ -101,7 +101,7 @@ def test_torch_is_installed_before_trl_and_without_the_name_of_a_build():
 
 def test_what_pip_said_is_in_the_error():
     with pytest.raises(SettingsError, match="no such index.*PIP_INDEX_URL"):
-        trl_environment._run([sys.executable, "-c", "import sys; sys.exit('no such index')"])
+        environments._run([sys.executable, "-c", "import sys; sys.exit('no such index')"], "trl", "2 GB")
 
 
 def test_a_process_that_ends_says_why(tmp_path: Path):

@@ -124,8 +124,8 @@ def test_the_data_flow_in_the_order_of_the_design():
 def test_there_is_one_described_job_for_each_human_task():
     jobs = {job.name: job for job in build_defs().resolve_all_job_defs() if job.name != "__ASSET_JOB"}
     assert set(jobs) == {
-        *("materialize_windows", "train_checkpoint", "evaluate_checkpoint", "promote_checkpoint", "clean_up"),
-        *("evaluate_in_market", "evaluate_by_replay", "evaluate_online"),
+        *("materialize_windows", "train_checkpoint", "evaluate_checkpoint", "promote_checkpoint", "roll_back"),
+        *("evaluate_in_market", "evaluate_by_replay", "evaluate_online", "clean_up"),
     }
     assert all(job.description and len(job.description) > 80 for job in jobs.values())
 

@@ -1,4 +1,4 @@
-"""The job `promote_checkpoint`: on evidence, against it with a reason, booked once, and back again."""
+"""The jobs `promote_checkpoint` and `roll_back`: on evidence, against it with a reason, booked once, and back."""
 
 import dagster as dg
 import pandas as pd
@@ -114,3 +114,23 @@ def test_weights_that_are_gone_or_others_are_not_served(database, instance, open
     for name, said in (("run@1", "hash differs"), ("run@2", "has no"), ("run@9", "no checkpoint")):
         assert said in failure(promote(database, instance, name, despite_evidence=True))
     assert booked(database) == []
+
+
+def test_the_way_back_is_a_job_that_names_where_it_went(database, instance, opened, tmp_path):
+    for name in ("run@1", "run@2"):
+        assert promote(database, instance, name, despite_evidence=True).success
+
+    def back(**config) -> dg.ExecuteInProcessResult:
+        definitions = build_defs({"database": DatabaseResource(url=database.url)})
+        return definitions.resolve_job_def("roll_back").execute_in_process(
+            instance=instance,
+            run_config={"ops": {"go_back": {"config": {"who": "an operator", "why": "it loses", **config}}}},
+            raise_on_error=False,
+        )
+
+    made = back()
+    assert made.success and made.output_for_node("go_back") == "run@2 -> run@1"
+    assert "was taken back itself" in failure(back(to="run@2"))
+    (tmp_path / "run@1" / WEIGHTS_FILE).unlink()
+    assert back(to="run@0").output_for_node("go_back") == "run@1 -> run@0"
+    assert "Nothing was served before" in failure(back())

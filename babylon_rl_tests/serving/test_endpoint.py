@@ -77,8 +77,7 @@ def test_free_text_ends_at_max_tokens(client):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"stream": True}, "does not stream"),
-        ({"model": "nobody@9"}, "No checkpoint 'nobody@9'"),
+        ({"n": 99}, "n is 1 to 16"),
         ({"messages": []}, "at least one message"),
         ({"messages": [{"role": "user"}]}, "not a chat completion"),
         ({"structured_outputs": {"choice": []}}, "at least one answer"),

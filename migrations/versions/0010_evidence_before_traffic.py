@@ -107,6 +107,7 @@ def upgrade() -> None:
         sa.Column("trajectory_id", sa.Text(), nullable=False),
         sa.Column("step_number", sa.Integer(), nullable=False),
         sa.Column("content", sa.Text(), nullable=False, comment="the step as it was sent, JSON"),
+        sa.Column("taken_at", Time, nullable=False, comment="when it was sent; its timestamp where it names none"),
         sa.Column("written_at", Time, server_default=NOW, nullable=False),
         sa.PrimaryKeyConstraint("trajectory_id", "step_number", name=op.f("pk_gateway_steps")),
         schema=OURS,
@@ -248,6 +249,7 @@ def upgrade() -> None:
             "logprobs", Json, nullable=False, comment="by prompt: the likeliest next tokens and their log-probabilities"
         ),
         sa.Column("made_by", sa.Text(), nullable=False, comment="trainer | afterwards: from the stored weights"),
+        sa.Column("weights_sha256", sa.Text(), comment="of what was asked; null for the base model itself"),
         sa.Column("created_at", Time, server_default=NOW, nullable=False),
         sa.ForeignKeyConstraint(
             ["checkpoint_id"], ["babylon_rl.checkpoints.checkpoint_id"], name=op.f("fk_canaries_checkpoint_id")
