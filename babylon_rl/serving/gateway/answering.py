@@ -73,6 +73,7 @@ class Call:
         self.first_byte_ms: float | None = None
         self.kept: Kept | None = None
         self.begun = False  # whether the answer's head is out
+        self.whole = False  # whether the answer came to its end
 
     def headers(self, content_type: bytes) -> Headers:
         """Headers of the answer that are the gateway's own."""
@@ -172,7 +173,8 @@ class CallHandler:
                     try:
                         return await self._admitted(call, receive, send)
                     finally:
-                        memory.release(attempt, call.kept)
+                        # Who waits for an answer that broke off asks on its own.
+                        memory.release(attempt, call.kept if call.whole else None)
 
     async def _wait(self, done: asyncio.Future) -> Kept | None:
         if self._waiting >= self.gateway.limits.in_flight:
@@ -318,6 +320,7 @@ class CallHandler:
         call.kept = Kept(
             call.status, call.content_type, response, attempt.call_id, target.checkpoint_id, call.chosen.arm
         )
+        call.whole = finish_reason not in (answers.CANCELLED, answers.BROKEN)
         place = None
         with contextlib.suppress(SpoolError):
             place = await self.gateway.spool.append(event)

@@ -113,7 +113,7 @@ class Gateway:
 
 
 def build_application(gateway: Gateway) -> Application:
-    """The application; it runs its gateway from startup to shutdown. What the spool says of trajectories is read now."""
+    """The application; it runs its gateway from startup to shutdown. Trajectories in the spool are read now."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from babylon_rl.serving.gateway.application import Gateway
 
 START_SECONDS = 30
+LOCK_SECONDS = 5.0  # that a gateway waits for the one before it on its folder, which may still be ending
 UPSTREAM_KEY = "BABYLON_RL_UPSTREAM_KEY"
 
 
@@ -160,7 +161,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Two gateways on one folder would both think that their segment is the newest."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(folder / LOCK, "w") as lock:
-        deadline = time.monotonic() + 5  # the one before may still be ending
+        deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ from babylon_rl.serving.routing import Target
 
 TARGET = Target(checkpoint_id="c", base_url="http://127.0.0.1/v1", model="there")
 NOTHING = Added(False, False)
+QUICK = settings(max_examples=60, deadline=None)
 
 texts = st.text(max_size=8)
 values = st.recursive(
@@ -21,6 +22,7 @@ values = st.recursive(
 unknown = st.dictionaries(st.text("xyz", min_size=1, max_size=4), values, max_size=3)
 
 
+@QUICK
 @given(unknown, st.booleans(), st.booleans(), st.sampled_from(["vllm", "openai"]))
 def test_the_upstreams_body_is_the_callers_but_for_the_model_and_what_recording_needs(more, logprobs, ids, takes):
     asked = {"model": "babylon", **more, **({"logprobs": True} if logprobs else {})}
@@ -43,6 +45,7 @@ def test_numbers_and_spaces_of_fields_that_pass_are_kept_to_the_letter():
         assert kept in sent
 
 
+@QUICK
 @given(unknown, st.lists(st.tuples(st.integers(0, 9), st.floats(-9, 0)), max_size=4), st.booleans(), st.booleans())
 def test_an_answer_loses_what_was_put_in_and_nothing_else(more, tokens, logprobs, ids):
     choice = {"index": 0, "finish_reason": "stop", "message": {"content": "a"}, **more}
@@ -63,6 +66,7 @@ def test_an_answer_loses_what_was_put_in_and_nothing_else(more, tokens, logprobs
     assert sampled.logprobs == ([logprob for _, logprob in tokens] or None)
 
 
+@QUICK
 @given(st.binary(max_size=60))
 def test_an_answer_that_is_not_understood_passes_as_it_is(content):
     sampled = Sampled(1)
@@ -82,7 +86,7 @@ def stream_of(tokens: list[int], end: str) -> bytes:
     return end.join(parts).encode()
 
 
-@settings(max_examples=60)
+@QUICK
 @given(
     st.lists(st.integers(0, 99), min_size=1, max_size=5),
     st.sampled_from(["\n", "\r\n"]),
