@@ -360,7 +360,7 @@ def bench_serving(
 ) -> None:
     """Tokens a second of concurrent short calls of the local endpoint, against the same calls one at a time.
 
-    Exit code 1: less than three times as many, of free text or of choices.
+    Exit code 1: less than three times as many, of free text.
     """
     from babylon_rl.bench.serving import measure_serving
     from babylon_rl.loop import corpus
