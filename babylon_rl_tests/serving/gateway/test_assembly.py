@@ -11,7 +11,7 @@ from babylon_rl.recording.reader import read_window
 from babylon_rl.recording.recorder import write_runs
 from babylon_rl.recording.records import Action, LLMCall, RecordedCall, Run, Step, Trajectory
 from babylon_rl.recording.rows import call_id
-from babylon_rl.reporting import status
+from babylon_rl.reporting.progress import status
 from babylon_rl.serving.gateway.events import CallEvent
 from babylon_rl.serving.gateway.files import SPOOL
 from babylon_rl.serving.gateway.shipper import refused_lines, ship
