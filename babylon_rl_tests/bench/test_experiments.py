@@ -21,6 +21,7 @@ GOOD = Experiments(
     ratio_false=0.004,
     ratio_needed=(1035, 2072),
     guard_false=0.009,
+    rare_losses={20: 0.02, 1_000: 0.84},
 )
 
 
@@ -51,6 +52,7 @@ def test_the_command_prints_the_tables_and_as_json_all_figures(monkeypatch):
     assert told.exit_code == 0
     assert "| fat tails | 1.00% | 2.00% | 30.0% |" in told.stdout
     assert "| normal | 0.2 | 318 h | 85.0% | 84.0% | 142 h |" in told.stdout
+    assert "84.0% (one in 1000 h)" in told.stdout
     figures = json.loads(CliRunner().invoke(commands.app, ["experiments", "--json"]).stdout)
     assert figures["reached"] and figures["ratio_needed"] == [1035, 2072] and figures["alike"][0]["promoted"] == 0.01
 
