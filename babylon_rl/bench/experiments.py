@@ -26,6 +26,7 @@ POWER_SIMULATIONS = 2_000  # a share of 80 % is known within 1.8 points
 RATIO_ALPHA = 0.01
 _CHUNK = 500
 _STREAM = 5_000
+RARE = (20, 50, 100, 1_000)
 _PLAIN_Z = 1.644854  # a one-sided 5 % test
 
 Say = Callable[[str], None]
@@ -100,7 +101,8 @@ class Experiments(msgspec.Struct, frozen=True, kw_only=True):
     `family`: of ten candidates in a row without an effect, at least one promoted; `family_undeflated`: the same at 5 %
     each. `ratio_false`: planned shares that were called broken at 1 %; `ratio_needed`: assignments until 45 % instead
     of 50 % was found, by half and by nine tenths of the streams. `guard_false`: candidates that fall by the margin of
-    a guardrail exactly and were said to fall by more.
+    a guardrail exactly and were said to fall by more. `rare_losses`: hours in which a candidate loses once all that it
+    gains, and how often it is promoted; a limit, not a figure to reach.
     """
 
     seed: int
@@ -112,6 +114,7 @@ class Experiments(msgspec.Struct, frozen=True, kw_only=True):
     ratio_false: float
     ratio_needed: tuple[int, int]
     guard_false: float
+    rare_losses: dict[int, float]
 
     @property
     def reached(self) -> bool:
@@ -149,6 +152,9 @@ class Experiments(msgspec.Struct, frozen=True, kw_only=True):
                 f"Planned shares called broken at 1 %: {self.ratio_false:.2%}; 45 % instead of 50 % is found after "
                 f"{half} assignments in half of all streams, after {most} in nine tenths.",
                 f"A fall by exactly a guardrail's margin called larger: {self.guard_false:.2%}.",
+                "Promoted though one loss takes all gains: "
+                + ", ".join(f"{share:.1%} (one in {hours} h)" for hours, share in self.rare_losses.items())
+                + ".",
             ]
         )
 
@@ -174,6 +180,7 @@ def measure_experiments(seed: int, simulations: int, say: Say) -> Experiments:
         ratio_false=float(np.isfinite(_ratio_found(0.5, seed, simulations)).mean()),
         ratio_needed=_ratio_needed(seed, simulations),
         guard_false=measure_guard(seed, simulations),
+        rare_losses={hours: measure_rare_loss(hours, seed, min(simulations, POWER_SIMULATIONS)) for hours in RARE},
     )
 
 
@@ -271,6 +278,20 @@ def measure_guard(seed: int, simulations: int) -> float:
     for paths in _parts(simulations):
         valid = [generator.binomial(20 * 6, share, (paths, blocks)) / (20 * 6) for share in (0.90, 0.95)]
         hits += int((bounds(valid[0] - valid[1] + margin, ALPHA, ALPHA, blocks).high < 0).any(axis=1).sum())
+    return hits / simulations
+
+
+def measure_rare_loss(hours: int, seed: int, simulations: int) -> float:
+    """How often a candidate is promoted in four weeks that gains 0.3 deviations an hour and loses all of it at once.
+
+    The loss comes with probability 1 / hours in each; on average there is neither gain nor loss.
+    """
+    generator, hits = _stream(seed, f"rare/{hours}"), 0
+    for paths in _parts(simulations):
+        lost = generator.random((paths, FOUR_WEEKS)) < 1 / hours
+        found = generator.standard_normal((paths, FOUR_WEEKS)) + 0.3 * (1 - hours * lost)
+        means = found.reshape(paths, -1, 6).mean(axis=-1)
+        hits += int((bounds(means, ALPHA, ALPHA, means.shape[1]).low > 0).any(axis=1).sum())
     return hits / simulations
 
 

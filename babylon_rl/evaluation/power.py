@@ -149,7 +149,7 @@ class _Simulated:
         """The effect with 80 % power."""
         if blocks < LEAST_BLOCKS:
             return None
-        found = float(np.quantile(self.needed(blocks)[:, -1], self.wanted))
+        found = float(np.quantile(self.needed(blocks)[:, -1], self.wanted, method="higher"))
         return found if math.isfinite(found) else None
 
     def blocks_for(self, effect: float) -> int | None:
