@@ -19,9 +19,9 @@ from babylon_rl.evaluation.experiments import (
     save_experiment,
 )
 from babylon_rl.evaluation.guardrails import Limits
-from babylon_rl.evaluation.noise import measure_noise
+from babylon_rl.evaluation.noise import Plan, measure_noise
 from babylon_rl.evaluation.observations import by_hour, past_agents
-from babylon_rl.evaluation.power import MOST_HOURS, PATHS, WEEK, Forecast, Plan, forecast
+from babylon_rl.evaluation.power import MOST_HOURS, PATHS, WEEK, Forecast, forecast
 from babylon_rl.evaluation.sequential import LEAST_BLOCKS, deflated_alpha
 from babylon_rl.serving.routing import Design
 from babylon_rl.settings import Settings
@@ -79,7 +79,7 @@ def plan(
     power = Plan(design=asked.design, block_hours=block, burn_in=burn_in, alpha=settings.experiment_alpha, tried=tried)
     known, unknown = None, None
     try:
-        noise = measure_noise(by_hour(agents, metric), asked.design, asked.share, seed)
+        noise = measure_noise(by_hour(agents, metric), power, seed)
         known = forecast(noise, power, asked.effect, seed, paths)
     except EmptyWindowError as error:
         unknown = str(error)

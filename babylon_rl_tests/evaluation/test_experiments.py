@@ -5,10 +5,12 @@ from datetime import timedelta
 import pytest
 
 from babylon_rl.errors import ServingError, SettingsError, TrainingError
-from babylon_rl.evaluation.experiments import list_experiments, running_experiment, save_experiment, stop
+from babylon_rl.evaluation.experiments import list_experiments, route_of, running_experiment, save_experiment, stop
 from babylon_rl.evaluation.looks import looks
 from babylon_rl.evaluation.planning import first_window, share_of
 from babylon_rl.evaluation.promotion import roll_back
+from babylon_rl.serving.in_force import experiment_in_force, promotion_in_force
+from babylon_rl.serving.routing import runs_in
 from babylon_rl.training.runs import promote, promoted
 from babylon_rl.windows import shift_window
 from babylon_rl_tests.evaluation.two_arms import BASELINE, CANDIDATE, NOW, OTHER, TwoArms, changed, malformed
@@ -32,7 +34,13 @@ def test_a_better_candidate_is_promoted_by_looks_hour_by_hour(arms):
         assert len(looks(connection, experiment.experiment_id)) == len(found)
     assert evidence["look"] == found[-1].digest and evidence["interval"] == [found[-1].low, found[-1].high]
     # Agents keep their arm until the hour of the look is over.
-    assert evidence["from_window"] == shift_window(experiment.first_window, len(found) + 1) == ended.end_window
+    hour, following = (shift_window(experiment.first_window, len(found) + n) for n in (0, 1))
+    assert evidence["from_window"] == following == ended.end_window
+    with arms.database.connect() as connection:
+        still, then = experiment_in_force(connection, hour), experiment_in_force(connection, following)
+        assert promotion_in_force(connection, hour).after == BASELINE
+        assert promotion_in_force(connection, following).after == CANDIDATE
+    assert still.route == route_of(ended) and runs_in(still.route, hour) and then is None
 
 
 def test_an_equal_candidate_is_kept_at_the_horizon_and_nothing_is_promoted(arms):
@@ -51,7 +59,9 @@ def test_a_broken_candidate_is_stopped_by_a_guardrail_within_hours_and_at_once(a
     found = arms.follow(experiment, hours=6)
     ended = arms.load(experiment)
     assert len(found) == 3 and ended.state == "harm" and "0.0% valid actions against 100.0%" in ended.reason
-    assert ended.end_window == shift_window(experiment.first_window, 3)  # the hour that runs is no candidate's any more
+    hour = shift_window(experiment.first_window, 3)
+    with arms.database.connect() as connection:  # the hour that runs is no candidate's any more
+        assert ended.end_window == hour and experiment_in_force(connection, hour) is None
     assert len(arms.booked()) == 1
 
 
@@ -185,6 +195,7 @@ def test_one_runs_at_a_time_and_each_candidate_tried_makes_the_next_ones_thresho
         arms.start(candidate=OTHER)
     with arms.database.connect() as connection:
         assert running_experiment(connection) == first
+        assert experiment_in_force(connection, first.end_window).route == route_of(first)
         with pytest.raises(ServingError, match="at the same moment"):  # two that looked before either wrote
             save_experiment(connection, changed(first, experiment_id="e9"))
         stop(connection, "enough", "somebody", NOW)
