@@ -1,5 +1,6 @@
 """Who calls, and for what: key, agent, window and step, read from a call's headers and body."""
 
+import itertools
 import uuid
 from functools import lru_cache
 
@@ -12,6 +13,7 @@ from babylon_rl.serving.gateway.refusals import forbidden, invalid
 from babylon_rl.windows import parse_window_id
 
 LONGEST = 256  # characters of an id
+_OWN, _numbers = uuid.uuid4().hex, itertools.count()  # ids of requests that come without one
 MOST_STEP = 2**31 - 1  # PostgreSQL's integer
 
 
@@ -37,7 +39,7 @@ def caller_of(headers: dict[bytes, bytes], key: Key, body: Body) -> Caller:
     window = _text(headers, b"x-babylon-window")
     if window is not None:
         _check_window(window)
-    request = _text(headers, b"idempotency-key") or _text(headers, b"x-request-id") or uuid.uuid4().hex
+    request = _text(headers, b"idempotency-key") or _text(headers, b"x-request-id") or f"{_OWN}-{next(_numbers)}"
     step = _text(headers, b"x-babylon-step")
     return Caller(key, request, agent, window, _text(headers, b"x-babylon-trajectory"), _step(step))
 
