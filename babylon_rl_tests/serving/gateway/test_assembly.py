@@ -11,10 +11,12 @@ from babylon_rl.recording.reader import read_window
 from babylon_rl.recording.recorder import write_runs
 from babylon_rl.recording.records import Action, LLMCall, RecordedCall, Run, Step, Trajectory
 from babylon_rl.recording.rows import call_id
+from babylon_rl.reporting import status
 from babylon_rl.serving.gateway.events import CallEvent
 from babylon_rl.serving.gateway.files import SPOOL
 from babylon_rl.serving.gateway.shipper import refused_lines, ship
 from babylon_rl.serving.gateway.spool import Spool
+from babylon_rl.serving.gateway.standing import trajectories_standing
 from babylon_rl.serving.gateway.verbatim_calls import answer_text, prompts, tellable
 from babylon_rl_tests.recording.runs import WINDOW, add_agents
 from babylon_rl_tests.serving.gateway.agents import START, call_event, end, recording, start, step
@@ -176,6 +178,26 @@ def test_what_cannot_be_put_together_is_refused_with_the_reason_and_holds_up_not
     assert told["t1"][0] == "refused" and "the response is no JSON" in told["t1"][1]["reason"]
     assert told["t2"][0] == "ended" and [one.trajectory_id for one in read(database).usable] == ["t2"]
     assert refused_lines(tmp_path) == []
+
+
+def test_status_tells_how_trajectories_stand_and_why_one_was_refused(database, tmp_path):
+    assert trajectories_standing_of(database).line() == ""
+    asked(tmp_path, call_event("c-1", trajectory_id="t1", step_number=0, response="<html>"))
+    play(tmp_path, step())
+    play(tmp_path, step(callIds=["nobody"]), name="t2")
+    with recording(tmp_path) as client:
+        assert client.post(ALL, json=start("t3")).is_success
+    ship(database, tmp_path)
+    standing = trajectories_standing_of(database)
+    assert (standing.ended, standing.open, standing.abandoned, standing.refused) == (1, 1, 0, 1)
+    assert "1 trajectories recorded (1 without a call that they name), 1 open" in standing.line()
+    assert "t1: ValueError: the response is no JSON" in standing.line()
+    assert status(database)["over_http"]["latest_refused"][0]["trajectory_id"] == "t1"
+
+
+def trajectories_standing_of(database):
+    with database.connect() as connection:
+        return trajectories_standing(connection)
 
 
 def test_an_id_that_another_recording_has_is_refused(database, tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from babylon_rl.serving.gateway.shipper import read_status, refused_lines, ship,
 from babylon_rl.serving.gateway.spool import Spool
 from babylon_rl_tests.serving.gateway.agents import call_event, end, start, step
 
-CALLS, SEED = 600, 0
+CALLS, KILLS, SEED = 300, 25, 0
 # Of a row of gateway_calls, what tells one event from another.
 COMPARED = ("call_id", "request", "response", "token_ids", "logprobs", "sampling", "trajectory_id", "step_number")
 
@@ -48,26 +49,22 @@ def session(numbers: range) -> list[Event]:
     return events
 
 
+def append(spool: Spool, events: list[Event], group: int = 50, pause: float = 0.0) -> None:
+    """Bring the events to disk, some at a time."""
+
+    async def write() -> None:
+        for first in range(0, len(events), group):
+            await asyncio.gather(*(spool.append(event) for event in events[first : first + group]))
+            await asyncio.sleep(pause)
+
+    asyncio.run(write())
+
+
 @contextlib.contextmanager
-def written(folder: Path, events: list[Event], pause: float):
-    """Events that come into the spool one after the other while the body runs; all are there afterwards."""
-
-    def write() -> None:
-        async def append() -> None:
-            for event in events:
-                await spool.append(event)
-                await asyncio.sleep(pause)
-
-        asyncio.run(append())
-
+def opened(folder: Path) -> Iterator[Spool]:
     spool = Spool(folder / SPOOL, segment_bytes=60_000).open()
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        yield thread
-    finally:
-        thread.join()
-        spool.close()
+    yield spool
+    spool.close()
 
 
 def assert_all_there_once(database: Database, folder: Path, events: list[Event]) -> None:
@@ -107,15 +104,18 @@ def test_a_shipper_that_is_killed_at_any_point_loses_nothing_and_doubles_nothing
     for name, value in (("BATCH_EVENTS", 7), ("POLL_SECONDS", 0.001)):
         monkeypatch.setattr(shipper, name, value)
     events, chance, kills, progress = session(range(CALLS)), random.Random(SEED), 0, set()
-    with written(tmp_path, events, pause=0.001) as writing:
-        while writing.is_alive() or kills < 40:
+    with opened(tmp_path) as spool:
+        writing = threading.Thread(target=append, args=(spool, events), kwargs={"group": 6, "pause": 0.005})
+        writing.start()
+        while writing.is_alive() or kills < KILLS:
             child = forked_shipper(database, tmp_path)
-            time.sleep(chance.uniform(0.005, 0.09))
+            time.sleep(chance.uniform(0.005, 0.08))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             kills += 1
             progress.add(waiting_bytes(tmp_path))
-    assert kills >= 40 and len(progress) > 5  # it was killed in the midst of its work
+        writing.join()
+    assert kills >= KILLS and len(progress) > 5  # it was killed in the midst of its work
     ship(database, tmp_path)
     assert_all_there_once(database, tmp_path, events)
 
@@ -143,13 +143,15 @@ def test_a_shipper_waits_for_postgresql_says_so_once_and_goes_on(own_server, tmp
             stderr=output,
         )
     try:
-        with written(tmp_path, events, pause=0.004):
-            until(lambda: rows(database) > 20)
+        with opened(tmp_path) as spool:
+            third = len(events) // 3
+            append(spool, events[:third])
+            until(lambda: rows(database) > 0)
             own_server.down()
+            append(spool, events[third : 2 * third])
             until(lambda: read_status(tmp_path).error is not None)
-            waiting = waiting_bytes(tmp_path)
-            until(lambda: waiting_bytes(tmp_path) > waiting)
-            assert process.poll() is None
+            append(spool, events[2 * third :])
+            assert waiting_bytes(tmp_path) > 0 and process.poll() is None
             own_server.up()
         until(lambda: waiting_bytes(tmp_path) == 0 and read_status(tmp_path).error is None)
         process.stdin.close()  # as its supervisor's end does
@@ -193,8 +195,8 @@ def test_what_a_status_says_names_no_secret(tmp_path, monkeypatch):
     ended = threading.Event()
     monkeypatch.setattr(shipper, "FIRST_PAUSE", 0.01)
     away = Database("postgresql://nobody:hidden@127.0.0.1:1/none", embedded=False)
-    with written(tmp_path, session(range(1)), pause=0.0):
-        pass
+    with opened(tmp_path) as spool:
+        append(spool, session(range(1)))
     waiting = threading.Thread(target=ship_until, args=(ended, away, tmp_path, 60))
     waiting.start()
     until(lambda: (status := read_status(tmp_path)) is not None and status.error is not None)
