@@ -17,7 +17,7 @@ from babylon_rl.database.connect import Database
 from babylon_rl.errors import BabylonError, ServingError
 from babylon_rl.serving.deployer import Deployer, Pace
 from babylon_rl.serving.finding import BaseFolder, upstream_key
-from babylon_rl.serving.gateway.files import KEYS, write_keys
+from babylon_rl.serving.gateway.files import write_keys
 from babylon_rl.serving.gateway.keys import Key, open_key
 from babylon_rl.serving.gateway.limits import GatewayLimits
 from babylon_rl.serving.gateway.process import running_gateway
@@ -110,8 +110,8 @@ class Serving:
             self.address = f"http://{HOST}:{port}"
             own: tuple[Key, ...] = (open_key(),) if options.open else ()
             self.first_key = None if options.open else _first_key(database)
-            if own or not (self.folder / KEYS).exists():
-                write_keys(self.folder, list(own))
+            with database.connect() as connection:  # those of an earlier time may be revoked, or open to all
+                write_keys(self.folder, [*own, *load_keys(connection)])
             limits, key = limits_of(settings), upstream_key(settings)
             self.deployer = Deployer(
                 database,
