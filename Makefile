@@ -33,7 +33,8 @@ demo: install ## the main job: play, train, evaluate, promote (MODEL=tiny is qui
 	$(CLEAN) $(RUN)/babylon-rl demo --model $(MODEL) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: install ## all measurements but bench-learning and `babylon-rl bench injection`; goes on after one that misses its figure, and says so (over half an hour)
-	@missed=; for name in overhead sensor reading workers writing listing memory trainer-memory scoring rewards snapshots faults submissions trainer; do \
+	@missed=; for name in overhead sensor reading workers writing listing memory trainer-memory scoring rewards snapshots faults submissions trainer \
+		experiments attestation serving gateway gateway-faults; do \
 		echo "bench $$name"; $(CLEAN) $(RUN)/babylon-rl bench $$name || missed="$$missed $$name"; \
 	done; test -z "$$missed" || { echo "missed:$$missed"; exit 1; }
 
