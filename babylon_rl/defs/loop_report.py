@@ -16,7 +16,7 @@ intervals, the judge, rejects by reason, cost. One HTML file without scripts, wh
 
 
 @dg.asset(
-    deps=["checkpoint_evaluations"],
+    deps=["checkpoint_evaluations", "market_evaluations", "replay_evaluations", "online_evaluations"],
     group_name="models",
     kinds={"html"},
     tags={"stage": "reporting", "rerun": "cheap"},

@@ -28,6 +28,7 @@ holds the comparisons of the update that ended in the hour; hours without an upd
 evidence; and the simulated market is not the live one: an experiment decides.
 
 Made from `trained_checkpoints`. The same weights, hours and seeds are not played twice.
+Read by `loop_report`.
 """
 
 

@@ -20,7 +20,7 @@ answered; a run that several answered counts under their names together.
 another?** Not by this alone: all arms of an hour trade in one market, and who had which checkpoint is chance only while
 an experiment runs (`experiment_id`).
 
-Made from the recorded runs and `scored_trajectories`.
+Made from the recorded runs and `scored_trajectories`. Read by `loop_report`.
 """
 
 

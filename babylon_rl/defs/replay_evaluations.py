@@ -27,7 +27,8 @@ promoted, the running experiment's candidate, the newest checkpoint, and those n
 checkpoint was trained on it or on later hours: none is asked about what it was told. **No interval?** One hour says
 nothing of how hours differ; `babylon-rl evaluate CHECKPOINT` shows the interval over hours.
 
-Made from `windows`, `market_outcomes` and the recorded runs. What was asked with the same weights is not asked twice.
+Made from `windows`, `market_outcomes` and the recorded runs. What was asked with the same weights is not asked
+twice. Read by `loop_report`.
 """
 
 
