@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from babylon_rl.bench.commands import app as bench_app
 from babylon_rl.commands.checkpoints import app as checkpoints_app
+from babylon_rl.commands.experiment import app as experiment_app
 from babylon_rl.commands.forget import forget
 from babylon_rl.commands.jobs import app as jobs_app
 from babylon_rl.commands.lineage import lineage
@@ -49,6 +50,7 @@ db_app = typer.Typer(help="The embedded PostgreSQL server and the schema.", no_a
 app.add_typer(db_app, name="db")
 app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(experiment_app, name="experiment")
 app.command("forget")(forget)
 app.command("lineage")(lineage)
 app.add_typer(jobs_app, name="jobs")

@@ -10,6 +10,12 @@ from babylon_rl.defs.checkpoint_evaluations import checkpoint_evaluations
 from babylon_rl.defs.checks.data import data_checks
 from babylon_rl.defs.checks.learning_is_steady import learning_is_steady
 from babylon_rl.defs.checks.models import checkpoint_evaluations_checks, trained_checkpoints_checks
+from babylon_rl.defs.experiments import (
+    experiment_watch,
+    guard_what_is_served,
+    look_at_experiments,
+    served_watch,
+)
 from babylon_rl.defs.hourly_window_sweep import hourly_window_sweep
 from babylon_rl.defs.io_manager import PostgresIOManager
 from babylon_rl.defs.jobs import (
@@ -51,8 +57,16 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             learning_is_steady,
             checkpoint_evaluations_checks,
         ],
-        jobs=[materialize_windows, train_checkpoint, evaluate_checkpoint, promote_checkpoint, clean_up],
-        sensors=[window_readiness, training_due, staleness],
+        jobs=[
+            materialize_windows,
+            train_checkpoint,
+            evaluate_checkpoint,
+            promote_checkpoint,
+            clean_up,
+            look_at_experiments,
+            guard_what_is_served,
+        ],
+        sensors=[window_readiness, training_due, staleness, experiment_watch, served_watch],
         schedules=[hourly_window_sweep],
         resources={
             "database": database,

@@ -122,6 +122,7 @@ canaries = sa.Table(
         "logprobs", Json, nullable=False, comment="by prompt: the likeliest next tokens and their log-probabilities"
     ),
     sa.Column("made_by", sa.Text, nullable=False, comment="trainer | afterwards: from the stored weights"),
+    sa.Column("weights_sha256", sa.Text, comment="of what was asked; null for the base model itself"),
     now("created_at"),
 )
 

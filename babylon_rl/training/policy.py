@@ -200,6 +200,18 @@ class Policy:
                 _evaluated([answers[i] for i in members], [plans[i] for i in members], row, self._hidden(row), weights),
             )
 
+    def next_logprobs(
+        self, prompts: Sequence[list[int]], max_tokens: int = ROW_TOKENS
+    ) -> "Iterator[tuple[int, torch.Tensor]]":
+        """Of each prompt its index and float32 (vocabulary,) log-probabilities of the token after it, temperature 1."""
+        import torch
+
+        weights = self.model.get_output_embeddings().weight
+        for row in pack(prompts, max_tokens):
+            last = torch.tensor([int(path[-1]) for path in row.paths], device=self.device)
+            logprobs = torch.log_softmax((self._hidden(row)[last] @ weights.T).float(), dim=-1)
+            yield from zip(row.members, logprobs, strict=True)
+
 
 @dataclass(frozen=True)
 class _Plan:

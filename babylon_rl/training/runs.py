@@ -1,6 +1,6 @@
 """Training runs and checkpoints as the database knows them: what is trained, from what, and what is promoted."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import psycopg
@@ -87,6 +87,11 @@ def start_run(connection: psycopg.Connection, run: TrainingRun) -> None:
         state="ready",
     )
     save_checkpoint(connection, base)
+
+
+def precision_of_run(run: TrainingRun) -> Literal["float32", "bfloat16"]:
+    """Precision in which the run's trainer computes, and in which what it trains is served."""
+    return "bfloat16" if run.recipe.precision == "bfloat16" else "float32"
 
 
 def base_checkpoint(training_run: str) -> str:
@@ -197,14 +202,15 @@ def promote(
     why: str,
     evidence: dict[str, Any],
     again: bool = False,
+    kind: Literal["promotion", "rollback"] = "promotion",
+    experiment_id: str | None = None,
 ) -> bool:
-    """Serve the checkpoint from now on; whether that was booked.
+    """Serve the checkpoint from now on; whether that was booked. `experiment_id`: the experiment that decided it.
 
     A run's decision that is booked is not booked again, so that a demo that is run again promotes nothing. With `again`
     it is, as a person asks for it who goes back to an earlier checkpoint; not where it is what is served.
     """
-    # Two that promote at once must not both read the same checkpoint as the one that was served.
-    connection.execute("LOCK TABLE babylon_rl.promotions IN SHARE ROW EXCLUSIVE MODE")
+    lock_promotions(connection)
     served = promoted(connection)
     before = served["to_checkpoint"] if served else None
     if before == checkpoint_id:
@@ -212,8 +218,9 @@ def promote(
     if load_checkpoint(connection, checkpoint_id).state == "deleted":
         raise TrainingError(f"The weights of {checkpoint_id} were deleted; promote another checkpoint.")
     booked = connection.execute(
-        """INSERT INTO babylon_rl.promotions (training_run, from_checkpoint, to_checkpoint, who, why, evidence)
-           SELECT %(run)s, %(before)s, %(to)s, %(who)s, %(why)s, %(evidence)s WHERE %(again)s OR NOT EXISTS (
+        """INSERT INTO babylon_rl.promotions (training_run, from_checkpoint, to_checkpoint, who, why, evidence,
+                                              kind, experiment_id)
+           SELECT %(run)s, %(before)s, %(to)s, %(who)s, %(why)s, %(evidence)s, %(kind)s, %(experiment)s WHERE %(again)s OR NOT EXISTS (
                SELECT 1 FROM babylon_rl.promotions WHERE training_run = %(run)s AND to_checkpoint = %(to)s)""",
         {
             "run": training_run,
@@ -223,9 +230,16 @@ def promote(
             "why": why,
             "evidence": Jsonb(evidence),
             "again": again,
+            "kind": kind,
+            "experiment": experiment_id,
         },
     )
     return booked.rowcount == 1
+
+
+def lock_promotions(connection: psycopg.Connection) -> None:
+    """Until the transaction's end nobody else promotes: two at once must not both go on from what is served now."""
+    connection.execute("LOCK TABLE babylon_rl.promotions IN SHARE ROW EXCLUSIVE MODE")
 
 
 def promoted(connection: psycopg.Connection, training_run: str | None = None) -> dict[str, Any] | None:

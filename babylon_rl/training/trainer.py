@@ -19,6 +19,7 @@ from babylon_rl.database.connect import Database
 from babylon_rl.errors import TrainingError
 from babylon_rl.groups.snapshots import SnapshotHeader, load_header, stream_groups
 from babylon_rl.groups.trained_view import Group
+from babylon_rl.training.canaries import Likely
 from babylon_rl.training.recipe import Recipe
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -51,6 +52,7 @@ class TrainerResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `folder`: folder or fsspec URL of the weights, and `weights_sha256` theirs; None where a service keeps them, which
     then answers at `inference_url` under `inference_name`. `step`: of the remote model, None where there is none.
+    `canaries`: what the weights say on the canary set, where the trainer computed it.
     """
 
     folder: str | None
@@ -62,6 +64,7 @@ class TrainerResult(msgspec.Struct, frozen=True, kw_only=True):
     inference_url: str | None = None
     inference_name: str | None = None
     step: int | None = None
+    canaries: list[Likely] | None = None
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -135,7 +138,11 @@ def _trained(
     )
     weights = weights_digest(made.folder)
     return made.folder, TrainerResult(
-        folder=request.folder, weights_sha256=weights, metrics=made.metrics, steps=made.steps
+        folder=request.folder,
+        weights_sha256=weights,
+        metrics=made.metrics,
+        steps=made.steps,
+        canaries=made.canaries,
     )
 
 

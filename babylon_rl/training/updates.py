@@ -30,11 +30,19 @@ from babylon_rl.training.admission import Checker
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.batches import batch_ending
+from babylon_rl.training.canaries import Canaries, save_canaries
 from babylon_rl.training.checkpoint_store import booked_folder, check_base, local_folder, refuse_deleted, working_folder
 from babylon_rl.training.earlier_format import kept_update
 from babylon_rl.training.ledger import done, is_hosted, job_id_of, open_job
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
-from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window, save_checkpoint
+from babylon_rl.training.runs import (
+    Checkpoint,
+    TrainingRun,
+    load_checkpoint,
+    precision_of_run,
+    run_of_window,
+    save_checkpoint,
+)
 from babylon_rl.training.tracking import track
 from babylon_rl.training.trainer import TrainerRequest, TrainerResult
 from babylon_rl.training.working import Launch, trained
@@ -366,3 +374,14 @@ def _book(
             code_version=code_version(),
         ),
     )
+    if result.canaries is not None and result.weights_sha256 is not None:
+        save_canaries(
+            connection,
+            Canaries(
+                checkpoint_id=request.checkpoint_id,
+                precision=precision_of_run(run),
+                prompts=result.canaries,
+                made_by="trainer",
+                weights_sha256=result.weights_sha256,
+            ),
+        )

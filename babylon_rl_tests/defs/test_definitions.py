@@ -120,6 +120,7 @@ def test_there_is_one_described_job_for_each_human_task():
     jobs = {job.name: job for job in build_defs().resolve_all_job_defs() if job.name != "__ASSET_JOB"}
     assert set(jobs) == {
         *("materialize_windows", "train_checkpoint", "evaluate_checkpoint", "promote_checkpoint", "clean_up"),
+        *("look_at_experiments", "guard_what_is_served"),
     }
     assert all(job.description and len(job.description) > 80 for job in jobs.values())
 

@@ -242,6 +242,7 @@ def upgrade() -> None:
             "logprobs", Json, nullable=False, comment="by prompt: the likeliest next tokens and their log-probabilities"
         ),
         sa.Column("made_by", sa.Text(), nullable=False, comment="trainer | afterwards: from the stored weights"),
+        sa.Column("weights_sha256", sa.Text(), comment="of what was asked; null for the base model itself"),
         sa.Column("created_at", Time, server_default=NOW, nullable=False),
         sa.ForeignKeyConstraint(
             ["checkpoint_id"], ["babylon_rl.checkpoints.checkpoint_id"], name=op.f("fk_canaries_checkpoint_id")

@@ -20,6 +20,7 @@ from babylon_rl.training.backends.torch.balance import Balance
 from babylon_rl.training.backends.torch.loss import EffectiveSize, Minibatch, effective_size
 from babylon_rl.training.backends.torch.rows import RowMaker
 from babylon_rl.training.backends.torch.stored_rows import StoredRows, read_rows, store_rows
+from babylon_rl.training.canaries import Likely, canary_logprobs
 from babylon_rl.training.policy import Policy
 from babylon_rl.training.recipe import Recipe
 
@@ -30,11 +31,15 @@ Report = Callable[[dict[str, float], int, int], None]
 
 
 class Update(msgspec.Struct, frozen=True):
-    """The folder of the new checkpoint, the metrics averaged over the steps, and those of each step."""
+    """The folder of the new checkpoint, the metrics averaged over the steps, and those of each step.
+
+    `canaries`: what its weights say on the canary set; None where the base model's chat template takes none of it.
+    """
 
     folder: Path
     metrics: dict[str, float]
     steps: list[dict[str, float]]
+    canaries: list[Likely] | None = None
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +78,16 @@ def update(
     steps = _Steps(policy, recipe, rows, start, work, key)
     steps.take(report)
     made = _save(policy, recipe, steps, work / f"{start.step + 1:04d}")
-    return Update(made, steps.metrics(), steps.done)
+    return Update(made, steps.metrics(), steps.done, _canaries(policy))
+
+
+def _canaries(policy: Policy) -> list[Likely] | None:
+    """Computed while the trained weights are at hand. An update that is made is not lost to a failure here: what
+    serves the checkpoint computes them afterwards, and says why it cannot."""
+    try:
+        return canary_logprobs(policy, policy.adapters[-1])
+    except Exception:
+        return None
 
 
 def _policy(recipe: Recipe, start: Start, seed: int) -> Policy:
