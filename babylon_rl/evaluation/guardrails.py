@@ -17,6 +17,9 @@ LEAST_WINDOWS = 3  # of each side, before a guardrail counts
 # A fall of the share of valid actions must also be this many standard errors: looked at hourly for weeks, three come up
 # by chance in a few experiments of a hundred, two in a third of them.
 STANDARD_ERRORS = 3.0
+# Of a drawdown: over weeks the sum of hourly returns wanders further than any limit, and a slow loss is the confidence
+# sequence's to find.
+DAY = 24
 FLOOR_MS = 50.0  # a difference of latency that nobody waiting for a language model notices
 
 
@@ -93,8 +96,11 @@ def _valid_share(windows: Sequence[ArmWindow]) -> tuple[float, int]:
 
 
 def _drawdown(candidate: Sequence[ArmWindow], baseline: Sequence[ArmWindow], limit: float) -> Guard:
-    ours, theirs = largest_drawdown(candidate), largest_drawdown(baseline)
-    said = f"{ours:.1%} of capital lost from the peak against {theirs:.1%}, {limit:.1%} more are allowed"
+    ours, theirs = largest_drawdown(candidate[-DAY:]), largest_drawdown(baseline[-DAY:])
+    said = (
+        f"{ours:.1%} of capital lost from the peak against {theirs:.1%} in the latest {min(DAY, len(candidate))} "
+        f"windows, {limit:.1%} more are allowed"
+    )
     return Guard(
         name="drawdown", breached=ours - theirs > limit, candidate=ours, baseline=theirs, limit=limit, said=said
     )

@@ -225,7 +225,7 @@ def test_what_was_rolled_back_from_is_promoted_by_no_experiment(arms):
     with arms.database.connect() as connection:
         promote(connection, "run", CANDIDATE, "x", "it looks good", {}, again=True)
         roll_back(connection, "watch", "it lost money")
-    found = arms.follow(experiment, every=10)
+    found = arms.follow(experiment, every=20)
     assert found[-1].decision == "keep" and "rolled back from: it lost money" in found[-1].reason
     with arms.database.connect() as connection:
         assert promoted(connection)["to_checkpoint"] == BASELINE
@@ -246,7 +246,7 @@ def test_a_winner_whose_weights_are_gone_is_not_promoted(arms):
     with arms.database.connect() as connection:
         connection.execute("UPDATE babylon_rl.checkpoints SET weights_sha256 = 'x' WHERE checkpoint_id = %s",
                            (CANDIDATE,))  # fmt: skip
-    assert arms.follow(experiment, every=10)[-1].decision == "promote"
+    assert arms.follow(experiment, every=20)[-1].decision == "promote"
     ended = arms.load(experiment)
     assert ended.state == "stopped" and "hash differs" in ended.reason and len(arms.booked()) == 1
 

@@ -1,5 +1,6 @@
 """Guardrails over figures that are known: what breaches them, what chance explains, and what is too little to tell."""
 
+import numpy as np
 import pytest
 
 from babylon_rl.evaluation.arms import ArmWindow
@@ -62,3 +63,19 @@ def test_latency_counts_by_its_median_and_not_where_nobody_would_notice():
     assert breached(side(latency_ms=[200.0, 9000.0, 200.0, 200.0]), side(latency_ms=200.0)) == set()
     assert breached(side(latency_ms=4 * FLOOR_MS / 5), side(latency_ms=2.0)) == set()
     assert breached(side(latency_ms=None), side(latency_ms=200.0)) == set()
+
+
+def test_a_loss_is_forgotten_after_a_day():
+    lost = [-0.06, *[0.0] * 23]
+    assert breached(side(24, earned=lost), side(24)) == {"drawdown"}
+    assert breached(side(25, earned=[*lost, 0.0]), side(25)) == set()
+
+
+@pytest.mark.parametrize(("valid", "least", "most"), [(0.95, 0, 2), (0.6, 40, 40)])
+def test_hourly_looks_over_four_days_stop_few_equal_candidates_and_all_that_are_clearly_worse(valid, least, most):
+    generator, stopped = np.random.default_rng(1), 0
+    for _ in range(40):
+        ours, theirs = (generator.binomial(4, share, 96) / 4 for share in (valid, 0.95))
+        arms = side(96, valid=ours.tolist()), side(96, valid=theirs.tolist())
+        stopped += any("valid" in breached(*(arm[:hours] for arm in arms)) for hours in range(3, 97))
+    assert least <= stopped <= most
