@@ -22,7 +22,7 @@ from babylon_rl.console import (
 
 app = typer.Typer(
     help="Measurements: a recipe over seeds, rewards, a judge's guard, Dagster's overhead, the sensor's tick, reading, "
-    "writing, snapshots, faults, submissions of training jobs, the trainer, the gateway.",
+    "writing, snapshots, faults, submissions of training jobs, the trainer, the gateway, attestation.",
     no_args_is_help=True,
 )
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]
@@ -397,3 +397,50 @@ def _end_like_ctrl_c() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
+
+
+@app.command("attestation")
+def bench_attestation(
+    trials: Annotated[int, typer.Option(min=1, help="Trials with wrong weights, and as many with right ones.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the checkpoints and of the order of the trials.")] = 0,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of the step by which a stale one is behind. \\[default: the recipes' least]"),
+    ] = None,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Base model in bfloat16 instead of float32.")] = False,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether wrong weights behind a checkpoint's name are detected, and right ones let through. Exit code 1: no."""
+    forget_the_applications_variables()
+    from babylon_rl.bench.attestation import measure_attestation
+
+    with errors.status("making checkpoints") as line:
+        found = measure_attestation(
+            settings_for(None, model),
+            trials,
+            seed,
+            rate,
+            "bfloat16" if bfloat16 else "float32",
+            lambda said: line.update(escape(said[: errors.width - 4])),
+        ).as_json()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        table = Table(
+            title=f"{found['base_model']}, {found['precision']}, seed {found['seed']}, rate {found['rate']:g}",
+            box=SIMPLE,
+            padding=0,
+        )
+        for name in ("what is served", "trials", "correct"):
+            table.add_column(name, justify="left" if name == "what is served" else "right")
+        for kind, count in found["trials"].items():
+            table.add_row(kind, str(count), str(found["correct"].get(kind, 0)))
+        console.print(table)
+        console.print(
+            f"Largest difference of right weights {found['worst_right'] or 0:.2g}, smallest of stale ones "
+            f"{found['least_stale'] or 0:.2g}; equal is at most {found['tolerance']:g}. {found['seconds']:.2f} s each."
+        )
+        for said in found["missed"]:
+            console.print(f"Wrong: {said}", soft_wrap=True, markup=False)
+    raise typer.Exit(0 if found["reached"] else 1)

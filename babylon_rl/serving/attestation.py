@@ -6,7 +6,7 @@ differs is not switched to: the old one stays.
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -82,8 +82,17 @@ def attest(
     return compare(served, expected, tolerance or TOLERANCES[expected.precision])
 
 
-# A prompt's tokens as they were served, by id where the service names ids and else by text, to log-probabilities.
-Served = Mapping[int, float] | Mapping[str, float]
+Name = int | str
+
+
+class Served(msgspec.Struct, frozen=True):
+    """A prompt's likeliest tokens as they were served, by id where the service names ids and else by text.
+
+    `sampled`: the token that was drawn, which a service may tell although it is not among the likeliest.
+    """
+
+    logprobs: dict[Name, float]
+    sampled: Name
 
 
 def compare(served: list[Served], expected: Canaries, tolerance: float) -> Attestation:
@@ -121,20 +130,21 @@ def _differences(served: Served, likely: Likely, tolerance: float) -> list[float
     A token that only one side names is a difference by as much as it is likelier than the least likely that the other
     side names, where that is beyond the tolerance.
     """
-    stored = _by_name(likely, served)
-    if not served or not stored:
+    told = served.logprobs
+    if not isinstance(served.sampled, int):
+        # A service has texts of its own for tokens that this tokenizer writes otherwise: those say nothing.
+        often = Counter(likely.texts)
+        by_text = {t: value for t, value in zip(likely.texts, likely.logprobs, strict=True) if often[t] == 1}
+        return [abs(told[name] - by_text[name]) for name in told if name in by_text]
+    stored = dict(zip(likely.ids, likely.logprobs, strict=True))
+    likeliest = [value for name, value in told.items() if name != served.sampled]
+    if not likeliest:
         return []
-    least_stored, least_served = min(stored.values()), min(served.values())
-    found = [abs(served[name] - stored[name]) for name in served if name in stored]  # type: ignore[index]
-    unknown = [value - least_stored for name, value in served.items() if name not in stored]
-    missing = [value - least_served for name, value in stored.items() if name not in served]
+    least_stored, least_told = min(stored.values()), min(likeliest)
+    found = [abs(told[name] - stored[name]) for name in told if name in stored]
+    unknown = [value - least_stored for name, value in told.items() if name not in stored]
+    missing = [value - least_told for name, value in stored.items() if name not in told]
     return found + [beyond for beyond in unknown + missing if not beyond <= tolerance]
-
-
-def _by_name(likely: Likely, served: Served) -> dict[Any, float]:
-    if all(isinstance(name, int) for name in served):
-        return dict(zip(likely.ids, likely.logprobs, strict=True))
-    return dict(zip(likely.texts, likely.logprobs, strict=True))
 
 
 def _unavailable(reason: str, may_serve: bool = False) -> Attestation:
@@ -185,7 +195,7 @@ def _ask(client: httpx.Client, target: Target, place: int) -> Served:
         raise ServingError(f"it answered {response.status_code}: {' '.join(response.text.split())[:300]}")
     try:
         content = response.json()["choices"][0]["logprobs"]["content"][0]
-        entries = [*content["top_logprobs"], {"token": content["token"], "logprob": content["logprob"]}]
+        entries = [*content["top_logprobs"], content]
         named = [(str(entry["token"]), float(entry["logprob"])) for entry in entries]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ServingError(f"it answered without log-probabilities ({type(error).__name__}: {error}).") from None
@@ -195,8 +205,11 @@ def _ask(client: httpx.Client, target: Target, place: int) -> Served:
 
 
 def _named(entries: list[tuple[str, float]]) -> Served:
-    """By token id where each entry says one; else by text, without texts that several tokens share."""
+    """By token id where each entry says one, else by text; the last entry is what was sampled."""
     ids = [text.removeprefix(TOKEN_ID) for text, _ in entries]
-    if all(text.startswith(TOKEN_ID) and number.isdecimal() for (text, _), number in zip(entries, ids, strict=True)):
-        return {int(number): value for number, (_, value) in zip(ids, entries, strict=True)}
-    return dict(entries)
+    by_id = all(
+        text.startswith(TOKEN_ID) and number.isdecimal() for (text, _), number in zip(entries, ids, strict=True)
+    )
+    names: list[Name] = [int(number) for number in ids] if by_id else [text for text, _ in entries]
+    told = dict(zip(names, (value for _, value in entries), strict=True))
+    return Served(told, names[-1])
