@@ -22,7 +22,7 @@ from babylon_rl.console import (
 
 app = typer.Typer(
     help="Measurements: a recipe over seeds, rewards, a judge's guard, Dagster's overhead, the sensor's tick, reading, "
-    "writing, snapshots, faults, submissions of training jobs, the trainer, the gateway, attestation.",
+    "writing, snapshots, faults, submissions of training jobs, the trainer, the gateway, the endpoint, attestation.",
     no_args_is_help=True,
 )
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Rounds in which each way is taken once.")]
@@ -380,6 +380,29 @@ def bench_gateway_faults(
     from babylon_rl.bench.gateway_faults import measure_gateway_faults
 
     _show(measure_gateway_faults(calls, seed, errors.print), as_json)
+
+
+@app.command("serving")
+def bench_serving(
+    pairs: PairsOption = 5,
+    concurrent: Annotated[int, typer.Option(min=2, help="Calls at a time.")] = 32,
+    alone: Annotated[int, typer.Option(min=1, help="Calls one at a time.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of windows, agents and answers.")] = 0,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tokens a second of concurrent short calls of the local endpoint, against the same calls one at a time.
+
+    Exit code 1: less than three times as many, of free text.
+    """
+    from babylon_rl.bench.serving import measure_serving
+    from babylon_rl.loop import corpus
+    from babylon_rl.training.base_models import prepare_base_model
+    from babylon_rl.training.policy import use_threads
+
+    settings = settings_for(None, model)
+    base = prepare_base_model(settings.base_model, settings.home, 0, corpus())
+    _show(measure_serving(base, use_threads(settings.threads), concurrent, alone, pairs, seed, errors.print), as_json)
 
 
 def _show(found: Any, as_json: bool) -> NoReturn:

@@ -5,6 +5,7 @@ Extensions carry vLLM's names: `structured_outputs.choice`, `return_token_ids`, 
 `checkpoint` in a response and `weights_sha256` of a model. Calls that arrive together are answered together.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -29,6 +30,8 @@ from babylon_rl.serving.refusals import Failed, Refused, error_body
 from babylon_rl.serving.requests import check, with_prompt
 from babylon_rl.serving.texts import TokenBytes
 from babylon_rl.training.policy import Policy
+
+LONG_LETTERS = 20_000
 
 
 def build_application(
@@ -79,7 +82,10 @@ def build_application(
         first = asked.requests[0]
         held.let_go(held.hold(first.adapter))  # an unknown model is said first
         check(first, held.names())
-        prompt = with_prompt(policy, first).prompt
+        # Long texts take a while to encode, in which others are answered.
+        long = sum(len(m["content"]) for m in first.messages) > LONG_LETTERS
+        made = await asyncio.to_thread(with_prompt, policy, first) if long else with_prompt(policy, first)
+        prompt = made.prompt
         return await answer(request, engine, asked, prompt, Answering(asked, first.adapter or base_name, token_bytes))
 
     return Starlette(

@@ -4,6 +4,7 @@ Each cycle computes, for each adapter with work, a piece of its waiting prompts,
 pass of its calls with choices; so no adapter waits for another's answers to end.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from babylon_rl.serving.requests import Sample, SampleRequest
 from babylon_rl.serving.sampler import sample_choices
 from babylon_rl.training.policy import Policy
 
+log = logging.getLogger(__name__)
 GATHER_SECONDS = 0.002  # without another call, after which an idle endpoint begins
 MOST_GATHER_SECONDS = 0.02
 PASS_TOKENS = 8192  # of prompts in one packed pass of calls with choices, and less while texts are decoded
@@ -265,8 +267,9 @@ class Engine:
             with self.policy.select(weights.slot):
                 samples = sample_choices(self.policy, [call.request for call in batch])
         except Exception as error:
+            told = Progress(error=_failed(error))
             for call in batch:
-                self._end(call, Progress(error=_failed(error)))
+                self._end(call, told)
             return
         for call, drawn in zip(batch, samples, strict=True):
             self._first(call)
@@ -308,9 +311,10 @@ class Engine:
 
     def _fail(self, weights: Weights, error: Exception) -> None:
         """The calls of an adapter's lane fail, and its cache is dropped."""
+        told = Progress(error=_failed(error))
         for call in list(self._calls.values()):
             if call.weights is weights:
-                self._end(call, Progress(error=_failed(error)))
+                self._end(call, told)
         self._prefixes.forget(weights.slot)
         self._lanes.pop(weights, None)
 
@@ -328,6 +332,7 @@ def _in_turn(every: list[Weights], turn: int) -> list[Weights]:
 
 
 def _failed(error: Exception) -> Failed:
+    log.error("The model failed", exc_info=error)
     return Failed(f"The model failed: {type(error).__name__}: {error}")
 
 

@@ -13,14 +13,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
 
 from babylon_rl.errors import BabylonError, ServingError
 
+if TYPE_CHECKING:
+    from babylon_rl.serving.batching import Limits
+
 START_SECONDS = 120
+KEEP_ALIVE_SECONDS = 75
 DRAIN_SECONDS = 10  # that calls in flight have when the endpoint is told to end
 
 
@@ -120,6 +124,7 @@ def serve(
     threads: int,
     adapters: Mapping[str, str],
     precision: str | None = None,
+    limits: "Limits | None" = None,
 ) -> None:
     """Serve until interrupted or told to end by SIGTERM; what is in flight then is finished within `DRAIN_SECONDS`.
 
@@ -133,11 +138,13 @@ def serve(
     use_threads(threads)
     policy = Policy(base_folder, device, precision)
     uvicorn.run(
-        build_application(policy, name, adapters),
+        build_application(policy, name, adapters, limits),
         host=host,
         port=port,
         log_level="warning",
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        # Longer than clients keep a connection, so that it is never closed under a call that is being sent.
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
 
 
@@ -154,6 +161,15 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _limits(text: str) -> "Limits":
+    from babylon_rl.serving.batching import Limits
+
+    try:
+        return msgspec.json.decode(text, type=Limits)
+    except msgspec.MsgspecError as error:
+        raise ServingError(f"--limits is not the JSON of limits: {error}.") from None
+
+
 def main() -> None:
     """Entry point of the endpoint's process."""
     parser = argparse.ArgumentParser(prog="python -m babylon_rl.serving.process", description=__doc__)
@@ -166,6 +182,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bfloat16"], help="of the base model's weights; float32 without it")
     parser.add_argument("--adapters", type=json.loads, default={}, help="JSON: name to folder")
     parser.add_argument("--parent-pipe", action="store_true", help="end when standard input is closed")
+    parser.add_argument("--limits", default="{}", help="JSON of batching.Limits: waiting, rows, cache_bytes, …")
     options = parser.parse_args()
     if options.parent_pipe:
         _end_with_parent()
@@ -179,6 +196,7 @@ def main() -> None:
             options.threads,
             options.adapters,
             options.precision,
+            _limits(options.limits),
         )
     except BabylonError as error:
         sys.exit(str(error))

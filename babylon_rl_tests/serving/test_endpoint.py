@@ -1,6 +1,7 @@
 """The endpoint as agents use it: the real application over the tiny model, and the real process once."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -112,6 +113,16 @@ def test_the_process_starts_answers_the_openai_client_and_ends(tiny: Path):
         assert answer.choices[0].message.content in ASK["structured_outputs"]["choice"]
         with pytest.raises(ServingError, match="did not load"):
             endpoint.load("missing", "/nowhere")
+        with pytest.raises(ServingError, match="did not unload"):
+            endpoint.unload("missing")
+        stream = client.chat.completions.create(
+            model="base", messages=ASK["messages"], max_tokens=150, temperature=2.0, seed=1, stream=True
+        )
+        next(stream)
+        thread = ThreadPoolExecutor(1)
+        left = thread.submit(lambda: [chunk.choices[0].finish_reason for chunk in stream])
+    # The endpoint was told to end while it answered; it finished that first.
+    assert left.result()[-1] in ("length", "stop") and len(left.result()) > 50
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"{endpoint.base_url}/models", timeout=2)
 
@@ -119,3 +130,12 @@ def test_the_process_starts_answers_the_openai_client_and_ends(tiny: Path):
 def test_an_endpoint_that_cannot_start_says_why(tmp_path: Path):
     with pytest.raises(ServingError, match="cannot be read"), running_endpoint(tmp_path, "base", "cpu", 1):
         pass
+
+
+def test_an_endpoint_without_a_loop_that_answers_is_alive_and_not_ready(policy: Policy):
+    client = TestClient(build_application(policy, "base"))  # not entered, so that its loop does not run
+    assert client.get("/health").status_code == 200
+    assert client.get("/ready").status_code == 503
+    response = ask(client)
+    assert response.status_code == 503 and response.json()["error"]["code"] == "not_ready"
+    assert response.headers["Retry-After"] == "1"
