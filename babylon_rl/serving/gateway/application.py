@@ -93,8 +93,8 @@ class Gateway:
     def state(self) -> dict[str, Any]:
         """What /health says: `ok` or `degraded`, why, and how many calls are unrecorded since the start."""
         reasons = list(self.files.damaged.values())
-        if self.spool.failing is not None:
-            reasons.append(f"the spool {self.spool.folder} cannot be written: {self.spool.failing}")
+        if (trouble := self.spool.trouble) is not None:
+            reasons.append(f"the spool {self.spool.folder} cannot be written: {trouble}")
         return {
             "status": "degraded" if reasons else "ok",
             "reason": " ".join(reasons) or None,
