@@ -21,14 +21,13 @@ from babylon_rl.serving.gateway.files import LOOK_SECONDS, SPOOL, Followed
 from babylon_rl.serving.gateway.keys import Key, Scope, authenticate
 from babylon_rl.serving.gateway.limits import Admission, GatewayLimits
 from babylon_rl.serving.gateway.memory import Memory
+from babylon_rl.serving.gateway.messages import Receive, Send
 from babylon_rl.serving.gateway.metrics import Metrics
 from babylon_rl.serving.gateway.refusals import Refused, unavailable
 from babylon_rl.serving.gateway.spool import Spool
 from babylon_rl.serving.gateway.trajectories import trajectory_routes
 from babylon_rl.serving.gateway.upstream import LOOPBACK, Upstreams
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 CALLS = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
