@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
@@ -284,6 +285,7 @@ def status(database: DatabaseOption = None, as_json: JsonOption = False) -> None
     """What is recorded, trained and promoted."""
     from babylon_rl.loop import prepare
     from babylon_rl.reporting import status as read_status
+    from babylon_rl.serving.gateway.standing import TrajectoriesStanding
 
     found = read_status(prepare(settings_for(database)))
     if as_json:
@@ -292,6 +294,8 @@ def status(database: DatabaseOption = None, as_json: JsonOption = False) -> None
     windows, served = found["windows"], found["promoted"]
     console.print(f"Windows: {windows['recorded']} recorded, {windows['ready']} ready, {windows['trained']} trained.")
     console.print(f"Checkpoints: {found['checkpoints']}. Database: {found['database']}.")
+    if told := msgspec.convert(found["over_http"], TrajectoriesStanding).line():
+        console.print(told, soft_wrap=True, markup=False)
     if served is None:
         console.print("Nothing is promoted. `make demo` trains and evaluates a model.")
         return

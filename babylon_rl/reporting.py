@@ -15,6 +15,7 @@ from babylon_rl.evaluation.compare import window_pnl
 from babylon_rl.evaluation.paired import mean_interval
 from babylon_rl.evaluation.schedule import Schedule, schedule_of
 from babylon_rl.recording.reader import read_evaluation
+from babylon_rl.serving.gateway.standing import trajectories_standing
 from babylon_rl.training.alarm_log import AlarmRow, list_alarms
 from babylon_rl.training.runs import TrainingRun, list_checkpoints, load_run, promoted
 from babylon_rl.windows import WINDOW_LENGTH, parse_window_id
@@ -38,7 +39,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def status(database: Database) -> dict[str, Any]:
-    """The loop's state as `babylon-rl status --json` prints it."""
+    """The loop's state as `babylon-rl status --json` prints it. `over_http`: trajectories that the gateway was told."""
     with database.connect() as connection:
         row = promoted(connection)
         counts = connection.execute(
@@ -49,11 +50,13 @@ def status(database: Database) -> dict[str, Any]:
             "SELECT coalesce(sum(groups_trained), 0) FROM babylon_rl.trained_checkpoints WHERE superseded_at IS NULL"
         ).fetchone()
         checkpoints = connection.execute("SELECT count(*) FROM babylon_rl.checkpoints WHERE step > 0").fetchone()
+        over_http = trajectories_standing(connection)
     assert counts and trained and checkpoints
     return {
         "promoted": _promoted(row) if row else None,
         "checkpoints": checkpoints[0],
         "windows": {"recorded": counts[0], "ready": counts[1], "trained": int(trained[0])},
+        "over_http": msgspec.to_builtins(over_http),
         "database": "embedded" if database.embedded else "external",
     }
 

@@ -367,6 +367,21 @@ def bench_gateway(
     _show(measure_gateway(settings_for(None).home, rate, seconds, rounds, seed, proxy, errors.print), as_json)
 
 
+@app.command("gateway-faults")
+def bench_gateway_faults(
+    calls: Annotated[int, typer.Option(min=10, help="Calls through the gateway.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Of the kills and of what is streamed.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Kill gateway, shipper, upstream and PostgreSQL at random while calls go on; compare answers with rows.
+
+    Exit code 1: a call is not there, there twice, or other than it was answered.
+    """
+    from babylon_rl.bench.gateway_faults import measure_gateway_faults
+
+    _show(measure_gateway_faults(calls, seed, errors.print), as_json)
+
+
 def _show(found: Any, as_json: bool) -> NoReturn:
     """Print the figures; exit code 1 where a limit is missed."""
     print(json.dumps(found.as_json()) if as_json else found.table())

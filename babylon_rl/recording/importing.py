@@ -216,7 +216,7 @@ def _import_batch(
         rows, refused = _rows(new)
         written = new.keys() - refused.keys()
         if rows and not dry_run:
-            written = _write(ours, rows)
+            written = write_rows(ours, rows)
             missing = new.keys() - written - refused.keys()
             known |= _recorded(ours, "babylon_rl.trajectories", missing)  # by another import meanwhile
             taken = Problem("id", "the key of another recorded row", "a key of its own")
@@ -255,7 +255,7 @@ def _recorded(connection: psycopg.Connection, table: str, trajectory_ids: Iterab
     return {name for (name,) in connection.execute(query, (list(trajectory_ids),))}
 
 
-def _write(connection: psycopg.Connection, imported: Sequence[Rows]) -> set[str]:
+def write_rows(connection: psycopg.Connection, imported: Sequence[Rows]) -> set[str]:
     """Write rows by table in the caller's transaction, calls of new trajectories only; ids of these."""
     rows = {table.name: [row for one in imported for row in one[table.name]] for table in _TABLES}
     written = _insert(connection, tables.trajectories, rows["trajectories"], "trajectoryId")
