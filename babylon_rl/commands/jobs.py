@@ -101,13 +101,14 @@ def settle(
     ] = False,
     database: DatabaseOption = None,
 ) -> None:
-    """End a doubt: compare the remote model's step now, and adopt the job where it advanced by one.
+    """End a doubt: compare the remote model's step now; where it advanced by one, adopt the job and its checkpoint.
 
     `--not-trained` asks nobody: look into the service's own pages before.
 
     Were it trained all the same, the next job of that model would find another step than it expects, and be refused.
     """
     from babylon_rl.training.backends.hosted import settle as compare
+    from babylon_rl.training.booking import book_adopted
     from babylon_rl.training.ledger import failed
 
     settings, opened = settings_for(database), _opened(database)
@@ -125,8 +126,14 @@ def settle(
         return
     settled = compare(opened, settings, found.job_id, _person())
     if settled.state == "done":
+        with opened.connect() as connection:
+            booked = book_adopted(connection, settled)
         console.print(f"Adopted: step {settled.step_after} of {settled.remote_model} is this job's.", soft_wrap=True)
-        console.print(f"Next: {_again(opened, settled)}, which books its checkpoint and sends nothing.", soft_wrap=True)
+        if booked is not None:
+            console.print(f"Booked: checkpoint {booked.checkpoint_id}, of {booked.last_window}.", soft_wrap=True)
+        console.print(
+            f"Next: {_again(opened, settled)}, which goes on from its checkpoint and sends nothing.", soft_wrap=True
+        )
         return
     console.print(
         f"Job {settled.job_id[:CUT]} stays {settled.state}: {settled.error}. Look again later, or, where the service's "

@@ -18,7 +18,9 @@ from babylon_rl.defs.resources import DatabaseResource
 from babylon_rl.defs.trainer_process import DATABASE_VARIABLE, EMBEDDED_VARIABLE
 from babylon_rl.errors import TrainingError
 from babylon_rl.settings import get_settings
-from babylon_rl.training.updates import Launch, TrainerRequest, TrainerResult, keep_rows, update_checkpoints
+from babylon_rl.training.trainer import TrainerRequest, TrainerResult
+from babylon_rl.training.updates import keep_rows, update_checkpoints
+from babylon_rl.training.working import Launch
 
 DESCRIPTION = """\
 A row is an hour: the checkpoint that the model stands at after it, and the update that ended there, or the reason

@@ -27,7 +27,10 @@ Steps = Sequence[tuple[str, dict[str, float]]]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the ledger. `steps`: metrics of each gradient step by the event's id, as far as events were read."""
+    """A row of the ledger. `steps`: metrics of each gradient step by the event's id, as far as events were read.
+
+    `window_id`: the window that ends its update.
+    """
 
     job_id: str
     snapshot_id: str
@@ -44,6 +47,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
     deadline: datetime | None = None
     step_after: int | None = None
+    window_id: str | None = None
     metrics: dict[str, Any] | None = None
     error: str | None = None
     actor: str | None = None
@@ -78,7 +82,8 @@ def this_process() -> str:
 # --- reading ---------------------------------------------------------------------------------------
 
 _JOB = """SELECT job_id, snapshot_id, parent_id, settings_digest, backend, state, step_before, submissions, created_at,
-       remote_model, remote_model_id, remote_job_id, cursor, deadline, step_after, metrics, error, actor, finished_at
+       remote_model, remote_model_id, remote_job_id, cursor, deadline, step_after, window_id, metrics, error, actor,
+       finished_at
 FROM babylon_rl.training_attempts """
 _BY_ID = _JOB + "WHERE job_id = %s"
 _BY_ID_FOR_UPDATE = _BY_ID + " FOR UPDATE"
@@ -177,6 +182,7 @@ def open_job(
     settings_digest: str,
     backend: str,
     step_before: int,
+    window_id: str | None = None,
 ) -> Job:
     """Write the job down in the caller's transaction, or hand out the one that is there.
 
@@ -186,9 +192,9 @@ def open_job(
     with connection.transaction():
         connection.execute(
             """INSERT INTO babylon_rl.training_attempts
-               (job_id, snapshot_id, parent_id, settings_digest, backend, state, step_before, actor)
-               VALUES (%s, %s, %s, %s, %s, 'written', %s, %s) ON CONFLICT (job_id) DO NOTHING""",
-            (job_id, snapshot_id, parent_id, settings_digest, backend, step_before, this_process()),
+               (job_id, snapshot_id, parent_id, settings_digest, backend, state, step_before, actor, window_id)
+               VALUES (%s, %s, %s, %s, %s, 'written', %s, %s, %s) ON CONFLICT (job_id) DO NOTHING""",
+            (job_id, snapshot_id, parent_id, settings_digest, backend, step_before, this_process(), window_id),
         )
         job = _locked(connection, job_id)
         if job.state in ("failed", "cancelled") and not job.hosted:

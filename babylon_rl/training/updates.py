@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 import psycopg
 
-from babylon_rl.code_version import code_version
 from babylon_rl.database.connect import Database
 from babylon_rl.database.tables import trained_checkpoints
 from babylon_rl.database.window_rows import OF_THE_WHOLE, WindowError, WindowRows, waiting_for, write_rows
@@ -30,21 +29,14 @@ from babylon_rl.training.admission import Checker
 from babylon_rl.training.alarm_log import Checked, alarms_before, check_batch, save_alarms
 from babylon_rl.training.base_models import prepare_base_model
 from babylon_rl.training.batches import batch_ending
-from babylon_rl.training.canaries import Canaries, save_canaries
+from babylon_rl.training.booking import book, id_after
 from babylon_rl.training.checkpoint_store import booked_folder, check_base, local_folder, refuse_deleted, working_folder
 from babylon_rl.training.earlier_format import kept_update
 from babylon_rl.training.ledger import done, is_hosted, job_id_of, open_job
 from babylon_rl.training.lineage import NewGroups, lineage_at, new_groups, state_before, updates_of
-from babylon_rl.training.runs import (
-    Checkpoint,
-    TrainingRun,
-    load_checkpoint,
-    precision_of_run,
-    run_of_window,
-    save_checkpoint,
-)
+from babylon_rl.training.runs import Checkpoint, TrainingRun, load_checkpoint, run_of_window
 from babylon_rl.training.tracking import track
-from babylon_rl.training.trainer import TrainerRequest, TrainerResult
+from babylon_rl.training.trainer import TrainerRequest
 from babylon_rl.training.working import Launch, trained
 from babylon_rl.windows import parse_window_id, shift_window, window_range
 
@@ -176,12 +168,14 @@ def _update(
             reason = f"{_answer(checked)}. {error}" if checked.rows else str(error)
             return {**_row(window_id, run, parent, reason), "metrics": checked.as_metrics(), **looked_at}
         digest = run.recipe.digest()
-        job = open_job(connection, snapshot.snapshot_id, parent.checkpoint_id, digest, run.backend, parent.step)
-        checkpoint_id = f"{run.training_run}@{parent.step + 1}-{job.job_id[:8]}"
+        job = open_job(
+            connection, snapshot.snapshot_id, parent.checkpoint_id, digest, run.backend, parent.step, window_id
+        )
+        checkpoint_id = id_after(run.training_run, parent, job.job_id)
         place = booked_folder(connection, checkpoint_id) or working_folder(settings, checkpoint_id)
     request = _request(settings, run, parent, snapshot, checkpoint_id, place)
     with trained(database, settings, request, launch) as result, database.connect() as connection:
-        _book(connection, run, parent, snapshot, request, result, window_id)
+        book(connection, run, parent, snapshot.snapshot_id, request.checkpoint_id, result, window_id)
         save_alarms(connection, run, window_id, checked.rows)
         if not is_hosted(run.backend):
             done(connection, request.job_id, parent.step + 1)
@@ -341,47 +335,3 @@ def _request(
         training_run=run.training_run,
         base_model=run.base_model,
     )
-
-
-def _book(
-    connection: psycopg.Connection,
-    run: TrainingRun,
-    parent: Checkpoint,
-    snapshot: SnapshotHeader,
-    request: TrainerRequest,
-    result: TrainerResult,
-    window_id: str,
-) -> None:
-    save_checkpoint(
-        connection,
-        Checkpoint(
-            checkpoint_id=request.checkpoint_id,
-            training_run=run.training_run,
-            parent_id=parent.checkpoint_id,
-            snapshot_id=snapshot.snapshot_id,
-            base_model=run.base_model,
-            step=parent.step + 1,
-            path=result.folder,
-            weights_sha256=result.weights_sha256,
-            last_window=window_id,
-            metrics=result.metrics,
-            state="ready",
-            backend=run.backend,
-            base_sha256=result.base_sha256,
-            tokenizer_sha256=result.tokenizer_sha256,
-            inference_url=result.inference_url,
-            inference_name=result.inference_name,
-            code_version=code_version(),
-        ),
-    )
-    if result.canaries is not None and result.weights_sha256 is not None:
-        save_canaries(
-            connection,
-            Canaries(
-                checkpoint_id=request.checkpoint_id,
-                precision=precision_of_run(run),
-                prompts=result.canaries,
-                made_by="trainer",
-                weights_sha256=result.weights_sha256,
-            ),
-        )

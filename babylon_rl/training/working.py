@@ -26,6 +26,8 @@ def trained(database: Database, settings: Settings, request: TrainerRequest, lau
     if is_hosted(request.backend):
         with database.connect() as connection:
             job = load_job(connection, request.job_id)
+        if job.state in ("failed", "cancelled"):  # it waits for a person: a process would only say so
+            raise TrainingError(what_to_do(job))
         yield result_of(job) if job.state == "done" else launch(request)
         return
     with working_on(database, request.job_id) as connection:

@@ -9,9 +9,14 @@ from datetime import UTC, datetime
 import pytest
 
 from babylon_rl.bench.training_service import API_KEY, training_service
+from babylon_rl.errors import TrainingError
+from babylon_rl.settings import Settings
 from babylon_rl.training import ledger
+from babylon_rl.training.booking import book_adopted
 from babylon_rl.training.locks import working_on
-from babylon_rl_tests.training.jobs import MODEL, written_job
+from babylon_rl.training.runs import list_checkpoints
+from babylon_rl.training.working import trained
+from babylon_rl_tests.training.jobs import MODEL, request_of, written_job
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -31,8 +36,10 @@ def state_of(database, job: ledger.Job) -> str:
         return ledger.load_job(connection, job.job_id).state
 
 
-def in_doubt(database, model_id: str = "model-1", remote_model: str = MODEL) -> ledger.Job:
-    job = written_job(database)
+def in_doubt(
+    database, model_id: str = "model-1", remote_model: str = MODEL, window_id: str | None = None
+) -> ledger.Job:
+    job = written_job(database, window_id=window_id)
     with database.connect() as connection:
         connection.commit()
         ledger.before_submitting(connection, job.job_id, remote_model, model_id, 0, LATER)
@@ -77,13 +84,35 @@ def test_settling_compares_the_step_and_adopts_the_job_once_it_advanced(jobs, da
     with training_service(speed=None) as service:
         asked = {"WANDB_API_KEY": API_KEY, "BABYLON_RL_WANDB_TRAINING_URL": service.base_url}
         model_id = _submitted(service, prepare_submission(snapshot_of(0, 0), RECIPE).groups)
-        job = in_doubt(database, model_id, f"{service.base_url} bench/p/x")
+        job = in_doubt(database, model_id, f"{service.base_url} bench/p/x", "2025-01-15T03:00")
         first = jobs("settle", job.job_id[:8], **asked)
         assert first.returncode == 1 and "--not-trained" in first.stdout and "step 0" in first.stdout
         service.advance(1e6)
         second = jobs("settle", job.job_id[:8], **asked)
     assert second.returncode == 0 and "Adopted: step 1" in second.stdout and "sends nothing" in second.stdout
     assert state_of(database, job) == "done"
+    # Its window is not computed again, which may have other groups by now: the checkpoint is there all the same.
+    with database.connect() as connection:
+        (booked,) = (one for one in list_checkpoints(connection) if one.step == 1)
+        assert book_adopted(connection, ledger.load_job(connection, job.job_id)) == booked
+    assert booked.checkpoint_id in second.stdout and booked.checkpoint_id.endswith(f"@1-{job.job_id[:8]}")
+    assert (booked.parent_id, booked.last_window) == (job.parent_id, "2025-01-15T03:00")
+    assert booked.inference_name == "wandb-artifact:///bench/p/x:step1" and booked.path is None
+
+
+@pytest.mark.parametrize("end", [ledger.failed, ledger.cancel])
+def test_no_process_is_started_for_a_hosted_job_that_waits_for_a_person(database, tmp_path, end):
+    job = written_job(database)
+    with database.connect() as connection:
+        end(connection, job.job_id, "it ended")
+    settings = Settings().model_copy(update={"home": tmp_path})
+
+    def launch(request):
+        raise AssertionError("a process was started")
+
+    with pytest.raises(TrainingError, match="jobs retry"):
+        with trained(database, settings, request_of(job, settings), launch):
+            raise AssertionError("there is no result")
 
 
 def _submitted(service, groups) -> str:

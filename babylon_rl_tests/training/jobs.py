@@ -11,14 +11,20 @@ from babylon_rl.training.trainer import TrainerRequest
 MODEL = "http://there e/p/run"
 
 
-def written_job(database: Database, place: int = 0, backend: str = "wandb") -> ledger.Job:
+def written_job(database: Database, place: int = 0, backend: str = "wandb", window_id: str | None = None) -> ledger.Job:
     """A job on top of the base model, as an update writes it down; another `place` is another training set."""
     with database.connect() as connection:
         run = start_chain(connection, 0, 0)
         snapshot = snapshot_of(0, place)
         save_snapshot(connection, snapshot)
         return ledger.open_job(
-            connection, snapshot.snapshot_id, base_checkpoint(run), RECIPE.digest(), backend, step_before=0
+            connection,
+            snapshot.snapshot_id,
+            base_checkpoint(run),
+            RECIPE.digest(),
+            backend,
+            step_before=0,
+            window_id=window_id,
         )
 
 
