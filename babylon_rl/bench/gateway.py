@@ -128,12 +128,12 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         out = [
             f"{self.rate:g} calls a second, {rounds} rounds of {self.seconds:g} s each way, seed {self.seed}; server "
             f"on core {server}, upstream and generator on core {other}; load average {self.load_average:.1f}; ms",
-            f"{'':<18}{'p50':>8}{'p95':>8}{'p99':>8}{'over p50':>10}{'p95':>8}{'p99':>8}{'calls':>8}{'failed':>8}"
+            f"{'':<18}{'p50':>10}{'p95':>10}{'p99':>10}{'over p50':>10}{'p95':>10}{'p99':>10}{'calls':>8}{'failed':>8}"
             f"{'CPU':>7}",
         ]
         for name, row in self.figures().items():
-            latency = "".join(f"{row[f'p{p}']:>8.2f}" for p in (50, 95, 99))
-            over = f"{row['over_p50']:>10.2f}{row['over_p95']:>8.2f}{row['over_p99']:>8.2f}"
+            latency = "".join(f"{row[f'p{p}']:>10.2f}" for p in (50, 95, 99))
+            over = f"{row['over_p50']:>10.2f}{row['over_p95']:>10.2f}{row['over_p99']:>10.2f}"
             out.append(f"{name:<18}{latency}{over}{row['calls']:>8}{row['failed']:>8}{row['cpu_ms']:>7.2f}")
         out.append(f"recorded: {self.recorded} of {self.sent} calls through the gateway, {self.fsyncs} fsyncs")
         out += [f"MISSED: {one}" for one in self.missed()] or ["reached"]

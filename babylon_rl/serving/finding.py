@@ -51,7 +51,7 @@ class Finder:
     def find(self, checkpoint_id: str, version: str) -> Found:
         """What answers for the checkpoint, attested. A BabylonError where nothing does.
 
-        A base model that no training run names has no checkpoint: it is asked whether it answers, no more.
+        A base model that no training run names has no checkpoint, and is served as it is.
         """
         if checkpoint_id == self.settings.base_model:
             target = self._target_of_base(checkpoint_id, checkpoint_id, None)
@@ -140,12 +140,15 @@ class Finder:
             return
 
     def _attested(self, target: Target, checkpoint: Checkpoint | None, canaries: Canaries | None) -> Attestation:
-        hosted = checkpoint is None or kept_by_a_service(checkpoint) or (canaries is None and checkpoint.path is None)
+        if checkpoint is None:
+            reason = f"{target.model} is a base model of no training run: there is nothing to compare it with."
+            return Attestation(state="unavailable", worst=None, compared=0, reason=reason, may_serve=True)
+        hosted = kept_by_a_service(checkpoint) or (canaries is None and checkpoint.path is None)
         return attest(
             target,
             canaries,
             self.settings.attest_tolerance,
-            None if checkpoint is None else checkpoint.weights_sha256,
+            checkpoint.weights_sha256,
             upstream_key(self.settings) if target.key_name else None,
             hosted,
         )

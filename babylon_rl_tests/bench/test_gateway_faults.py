@@ -7,6 +7,7 @@ from collections import Counter
 
 from babylon_rl.bench.faulty_upstream import answer, chunks
 from babylon_rl.bench.gateway_faults import KEY_ID, _Asked, _body, _compared
+from babylon_rl.serving.gateway.answers import BROKEN
 from babylon_rl.serving.gateway.files import SPOOL
 from babylon_rl.serving.gateway.shipper import ship
 from babylon_rl.serving.gateway.spool import Spool
@@ -46,6 +47,13 @@ def test_answers_that_are_all_there_reach_the_figure(database, tmp_path):
     rows_of(database, tmp_path)
     assert compared(database, tmp_path) == (True, 0, 0, 0, 0)
     assert compared(database, tmp_path, answered=4) == (False, 2, 0, 0, 0)
+
+
+def test_an_attempt_that_broke_off_before_the_answer_is_no_second_one(database, tmp_path):
+    rows_of(database, tmp_path, r1={"finish_reason": BROKEN, "call_id": "first"}, r2=None)
+    assert compared(database, tmp_path) == (False, 0, 2, 0, 0)
+    rows_of(database, tmp_path)
+    assert compared(database, tmp_path) == (True, 0, 0, 0, 0)
 
 
 def test_a_lost_a_doubled_and_a_different_call_are_found(database, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 
 from babylon_rl.serving.gateway.files import SPOOL
 from babylon_rl.serving.supervision import Serving
+from babylon_rl_tests.serving.gateway.stand_in import Upstream
 
 ASK = {"messages": [{"role": "user", "content": "BUY or SELL?"}], "max_tokens": 2}
 
@@ -28,8 +29,13 @@ def home(tiny: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def started(home: Path, database) -> Iterator[subprocess.Popen]:
-    """The command in a process of its own."""
-    environment = {**os.environ, "BABYLON_RL_HOME": str(home), "BABYLON_RL_THREADS": "1", "BABYLON_RL_DEVICE": "cpu"}
+    """The command in a process of its own, before a service that answers."""
+    with Upstream().running() as service:
+        yield from _started(home, database, f"http://127.0.0.1:{service.port}/v1")
+
+
+def _started(home: Path, database, service: str) -> Iterator[subprocess.Popen]:
+    environment = {**os.environ, "BABYLON_RL_HOME": str(home), "BABYLON_RL_UPSTREAM_URL": service}
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "babylon_rl.cli", "serve", "--port", "0", "--model", "tiny", "--json"]
         + ["--database", database.url],

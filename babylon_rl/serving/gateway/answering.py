@@ -30,6 +30,15 @@ from babylon_rl.serving.gateway.calls import (
 )
 from babylon_rl.serving.gateway.events import CallEvent
 from babylon_rl.serving.gateway.memory import Answered, Attempt, Waiting, binds
+from babylon_rl.serving.gateway.messages import (
+    Headers,
+    Receive,
+    Send,
+    caller_gone,
+    check_text,
+    read_request,
+    send_whole,
+)
 from babylon_rl.serving.gateway.refusals import Refused, forbidden, invalid, too_many, unavailable
 from babylon_rl.serving.gateway.spool import SpoolError, read_at
 from babylon_rl.serving.gateway.upstream import passed_headers, said
@@ -37,10 +46,8 @@ from babylon_rl.serving.routing import Chosen, choose
 from babylon_rl.windows import window_of
 
 if TYPE_CHECKING:
-    from babylon_rl.serving.gateway.application import Gateway, Receive, Send
+    from babylon_rl.serving.gateway.application import Gateway
 
-Headers = list[tuple[bytes, bytes]]
-SSE = b"text/event-stream"
 
 log = logging.getLogger(__name__)
 _calls = msgspec.json.Decoder(CallEvent)
@@ -125,17 +132,17 @@ class CallHandler:
         self.gateway = gateway
         self._waiting = 0
 
-    async def handle(self, scope: MutableMapping[str, Any], receive: "Receive", send: "Send", path: str) -> None:
+    async def handle(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, path: str) -> None:
         """One call; `path`: what is asked of the upstream."""
         started, call = time.perf_counter(), None
         try:
             headers = dict(scope["headers"])
             key = self.gateway.key_of(headers.get(b"authorization", b"").decode("latin-1"), "call")
-            content = await _read(headers, receive, self.gateway.limits.body_bytes)
+            content = await read_request(headers, receive, self.gateway.limits.body_bytes)
             if content is None:
                 return
             body = read_body(content)
-            _check_text(content)
+            check_text(content)
             caller = caller_of(headers, key, body)
             digest = hashlib.sha256(content).hexdigest()
             call = Call(path, content, digest, body, caller, started)
@@ -148,11 +155,11 @@ class CallHandler:
                 raise  # the server closes the connection, so that the caller sees that the answer is not whole
             await self._refuse(unavailable("The gateway failed; its log says why. Ask again.", "internal", 500), send)
 
-    async def _refuse(self, refused: Refused, send: "Send") -> None:
+    async def _refuse(self, refused: Refused, send: Send) -> None:
         self.gateway.metrics.refused.labels(refused.code or "other").inc()
-        await _send_whole(send, refused.status, refused.headers(), refused.body())
+        await send_whole(send, refused.status, refused.headers(), refused.body())
 
-    async def _claimed(self, call: Call, receive: "Receive", send: "Send") -> None:
+    async def _claimed(self, call: Call, receive: Receive, send: Send) -> None:
         """Give the answer that the request id has, wait for the one that it will have, or make it."""
         key_id, request_id, memory = call.caller.key.key_id, call.caller.request_id, self.gateway.memory
         while True:
@@ -185,7 +192,7 @@ class CallHandler:
         finally:
             self._waiting -= 1
 
-    async def _give_again(self, kept: Kept, send: "Send") -> None:
+    async def _give_again(self, kept: Kept, send: Send) -> None:
         self.gateway.metrics.replayed.inc()
         headers = [
             (b"content-type", kept.content_type.encode()),
@@ -194,9 +201,9 @@ class CallHandler:
             (b"x-babylon-arm", kept.arm.encode()),
             (b"x-babylon-replayed", b"true"),
         ]
-        await _send_whole(send, kept.status, headers, kept.response)
+        await send_whole(send, kept.status, headers, kept.response)
 
-    async def _admitted(self, call: Call, receive: "Receive", send: "Send") -> None:
+    async def _admitted(self, call: Call, receive: Receive, send: Send) -> None:
         gateway = self.gateway
         call.chosen = self._choose(call)
         admitted = gateway.admission.enter(call.caller.key, lambda: estimated_tokens(len(call.content), call.body))
@@ -231,7 +238,7 @@ class CallHandler:
         except ServingError as error:
             raise unavailable(str(error), "nothing_served") from None
 
-    async def _ask(self, call: Call, receive: "Receive", send: "Send") -> None:
+    async def _ask(self, call: Call, receive: Receive, send: Send) -> None:
         target = call.chosen.target
         content, call.added = upstream_body(call.content, call.body, target, call.path)
         call.upstream_at = time.perf_counter()
@@ -245,7 +252,7 @@ class CallHandler:
         finally:
             response.release() if response.content.at_eof() else response.close()
 
-    async def _plain(self, call: Call, response: aiohttp.ClientResponse, content_type: str, send: "Send") -> None:
+    async def _plain(self, call: Call, response: aiohttp.ClientResponse, content_type: str, send: Send) -> None:
         """Not ended by a caller that goes away: who asks again with the same request id gets this answer."""
         try:
             content = await response.read()
@@ -257,16 +264,16 @@ class CallHandler:
         await self._record(call, answer, call.sampled.finish_reason)
         headers = [*call.headers(content_type.encode("latin-1")), *passed_headers(response)]
         call.begun = True
-        await _send_whole(send, response.status, headers, answer)
+        await send_whole(send, response.status, headers, answer)
 
     async def _stream(
-        self, call: Call, response: aiohttp.ClientResponse, content_type: str, receive: "Receive", send: "Send"
+        self, call: Call, response: aiohttp.ClientResponse, content_type: str, receive: Receive, send: Send
     ) -> None:
         call.status, call.content_type, call.streamed = response.status, content_type, True
         events = answers.Events(call.added, call.sampled, answers_wanted(call.body))
         sent: list[bytes] = []
         relay = asyncio.ensure_future(self._relay(call, response, events, sent, send))
-        gone = asyncio.ensure_future(_gone(receive))
+        gone = asyncio.ensure_future(caller_gone(receive))
         try:
             await asyncio.wait((relay, gone), return_when=asyncio.FIRST_COMPLETED)
             if not relay.done() and call.kept is None:
@@ -287,7 +294,7 @@ class CallHandler:
             gone.cancel()
 
     async def _relay(
-        self, call: Call, response: aiohttp.ClientResponse, events: answers.Events, sent: list[bytes], send: "Send"
+        self, call: Call, response: aiohttp.ClientResponse, events: answers.Events, sent: list[bytes], send: Send
     ) -> None:
         """The stream as it comes; its end when the call is recorded."""
         headers = [*call.headers(call.content_type.encode("latin-1")), *passed_headers(response)]
@@ -327,43 +334,6 @@ class CallHandler:
         self.gateway.memory.remember(attempt, place, binds(call.status, finish_reason))
 
 
-async def _read(headers: dict[bytes, bytes], receive: "Receive", most: int) -> bytes | None:
-    """The request's body; None where the caller went away before it was whole. Refused (413) beyond the limit."""
-    length = headers.get(b"content-length", b"")
-    if length.isdigit() and int(length) > most:
-        raise _too_large(most)
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        parts = [message.get("body", b"")]
-    else:
-        parts, size = [], 0
-        while True:
-            if message["type"] == "http.disconnect":
-                return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > most:
-                raise _too_large(most)
-            if not message.get("more_body"):
-                break
-            message = await receive()
-    content = b"".join(parts)
-    if len(content) > most:
-        raise _too_large(most)
-    return content
-
-
-def _too_large(most: int) -> Refused:
-    return invalid(f"The request's body is larger than {most / 1e6:.1f} MB, the gateway's limit.", "too_large", 413)
-
-
-def _check_text(content: bytes) -> None:
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        raise invalid(f"The request's body is not UTF-8: {error}.", "invalid_json") from None
-
-
 def _check_same(same_body: bool, request_id: str) -> None:
     if not same_body:
         raise invalid(
@@ -372,17 +342,6 @@ def _check_same(same_body: bool, request_id: str) -> None:
             "request_id_reused",
             409,
         )
-
-
-async def _gone(receive: "Receive") -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _send_whole(send: "Send", status: int, headers: Headers, body: bytes) -> None:
-    headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _kept(event: CallEvent) -> Kept:

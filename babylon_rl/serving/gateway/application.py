@@ -21,14 +21,13 @@ from babylon_rl.serving.gateway.files import LOOK_SECONDS, SPOOL, Followed
 from babylon_rl.serving.gateway.keys import Key, Scope, authenticate
 from babylon_rl.serving.gateway.limits import Admission, GatewayLimits
 from babylon_rl.serving.gateway.memory import Memory
+from babylon_rl.serving.gateway.messages import Receive, Send
 from babylon_rl.serving.gateway.metrics import Metrics
 from babylon_rl.serving.gateway.refusals import Refused, unavailable
 from babylon_rl.serving.gateway.spool import Spool
 from babylon_rl.serving.gateway.trajectories import trajectory_routes
 from babylon_rl.serving.gateway.upstream import LOOPBACK, Upstreams
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 CALLS = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
@@ -93,8 +92,8 @@ class Gateway:
     def state(self) -> dict[str, Any]:
         """What /health says: `ok` or `degraded`, why, and how many calls are unrecorded since the start."""
         reasons = list(self.files.damaged.values())
-        if self.spool.failing is not None:
-            reasons.append(f"the spool {self.spool.folder} cannot be written: {self.spool.failing}")
+        if (trouble := self.spool.trouble) is not None:
+            reasons.append(f"the spool {self.spool.folder} cannot be written: {trouble}")
         return {
             "status": "degraded" if reasons else "ok",
             "reason": " ".join(reasons) or None,

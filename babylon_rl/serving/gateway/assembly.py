@@ -23,7 +23,7 @@ from babylon_rl.recording.problems import moment
 from babylon_rl.recording.verbatim import verbatim_json
 from babylon_rl.serving.gateway.events import EndEvent
 from babylon_rl.serving.gateway.said import is_named, whole_step
-from babylon_rl.serving.gateway.verbatim_calls import GatewayCall, contract_call
+from babylon_rl.serving.gateway.verbatim_calls import BROKEN_OFF, GatewayCall, contract_call
 from babylon_rl.windows import window_of
 
 ACTION, OTHER = "action", "other"
@@ -73,6 +73,8 @@ def record(connection: psycopg.Connection, started: Started, end: EndEvent) -> l
         cursor.execute(_CALLS, (started.trajectory_id, named, started.agent_id))
         fields = GatewayCall.__struct_fields__
         calls = [GatewayCall(**dict(zip(fields, values, strict=True))) for values in cursor]
+    # A stream that broke off, or that its caller left, was no answer, unless the step says that it was.
+    calls = [call for call in calls if call.finish_reason not in BROKEN_OFF or call.call_id in named]
     assembled = assemble(started, steps, calls, end)
     checked = check_line(verbatim_json(assembled.line).encode())
     if checked.problems:

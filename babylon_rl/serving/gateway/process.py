@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from babylon_rl.serving.gateway.application import Gateway
 
-START_SECONDS = 30
+START_SECONDS = 120  # reading back an hour of a busy spool takes some of them
 LOCK_SECONDS = 5.0  # that a gateway waits for the one before it on its folder, which may still be ending
 UPSTREAM_KEY = "BABYLON_RL_UPSTREAM_KEY"
 

@@ -106,6 +106,7 @@ class Spool:
         self.segment_bytes, self.segment_seconds = segment_bytes, segment_seconds
         self.unrecorded, self.failing, self.groups = 0, None, 0
         self.gap: Gap | None = None
+        self._writing_since: float | None = None
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._file, self._segment, self._size, self._begun = -1, 0, 0, 0.0
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
@@ -141,6 +142,14 @@ class Spool:
             return await future
         finally:
             stall.cancel()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it cannot be written now, None while it can."""
+        since = self._writing_since
+        if since is not None and time.perf_counter() - since > STALL_SECONDS:
+            return f"the disk has not answered for {time.perf_counter() - since:.0f} s"
+        return self.failing
 
     def put(self, event: Event) -> None:
         """Write the event without waiting, for a caller that is being ended."""
@@ -180,17 +189,19 @@ class Spool:
         elif not group and self.failing is None:
             return
         data = told + b"".join(waiting.line + b"\n" for waiting in group)
-        begun = time.perf_counter()
+        begun = self._writing_since = time.perf_counter()
         try:
             self._roll()
             self._write_whole(data)
             os.fdatasync(self._file)
-        except OSError as error:
+        except Exception as error:  # whatever it is, the thread goes on and who waits is told
             self._give_up()
             self._failed(_reason(error), sum(waiting.counts for waiting in group))
             for waiting in group:
                 waiting.done(None, _reason(error))
             return
+        finally:
+            self._writing_since = None
         self.groups += 1
         self.on_write(len(data), time.perf_counter() - begun)
         if self.failing is not None:
@@ -266,5 +277,5 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _reason(error: OSError) -> str:
-    return f"{error.strerror or error}"
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"

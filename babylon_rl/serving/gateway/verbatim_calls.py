@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from babylon_rl.serving.gateway.answers import BROKEN, CANCELLED
+
 # Ways to sample that the contract does not tell, and values of them that change nothing.
 _OTHER_SAMPLING: dict[str, tuple[Any, ...]] = {
     "top_k": (None, 0, -1),
@@ -26,6 +28,7 @@ _OTHER_SAMPLING: dict[str, tuple[Any, ...]] = {
 # Constraints other than a choice among texts: the probabilities would be of fewer tokens than are known.
 _OTHER_CONSTRAINTS = ("response_format", "guided_json", "guided_regex", "guided_grammar", "tools", "functions")
 DONE = "[DONE]"
+BROKEN_OFF = (BROKEN, CANCELLED)  # finish reasons of what is no whole answer
 
 
 class GatewayCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +85,7 @@ def tokens_of(call: GatewayCall) -> dict[str, Any] | None:
     """The contract's tokens; None where the upstream did not say all of them."""
     if not call.prompt_token_ids or not call.token_ids or call.logprobs is None:
         return None
-    if len(call.logprobs) != len(call.token_ids):
+    if len(call.logprobs) != len(call.token_ids) or call.finish_reason in BROKEN_OFF:
         return None
     sampling = call.sampling
     told = {"topP": sampling.get("top_p"), "exploration": sampling.get("exploration"), "seed": sampling.get("seed"),

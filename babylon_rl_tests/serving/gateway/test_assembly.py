@@ -17,7 +17,7 @@ from babylon_rl.serving.gateway.files import SPOOL
 from babylon_rl.serving.gateway.shipper import refused_lines, ship
 from babylon_rl.serving.gateway.spool import Spool
 from babylon_rl.serving.gateway.standing import trajectories_standing
-from babylon_rl.serving.gateway.verbatim_calls import answer_text, prompts, tellable
+from babylon_rl.serving.gateway.verbatim_calls import BROKEN_OFF, answer_text, prompts, tellable
 from babylon_rl_tests.recording.runs import WINDOW, add_agents
 from babylon_rl_tests.serving.gateway.agents import START, call_event, end, recording, start, step
 
@@ -142,6 +142,21 @@ def test_calls_of_another_agent_and_failed_ones_are_no_part_of_a_trajectory(data
     ship(database, tmp_path)
     [one] = read(database).usable
     assert one.steps[0].llm_calls == [] and states(database)["t1"][1]["missing_calls"] == ["c-1"]
+
+
+def test_a_stream_that_broke_off_is_no_call_of_a_step_unless_the_step_names_it_and_never_has_tokens(database, tmp_path):
+    broken = {"finish_reason": BROKEN_OFF[0], "trajectory_id": "t1"}
+    asked(
+        tmp_path,
+        call_event("c-1", step_number=0, **broken),
+        call_event("c-2", step_number=0, trajectory_id="t1", asked_at=START + 400.0),
+        call_event("c-3", step_number=1, **broken),
+    )
+    play(tmp_path, step(0), step(1, callIds=["c-3"]))
+    ship(database, tmp_path)
+    [one] = read(database).usable
+    assert [[call.call_id for call in taken.llm_calls] for taken in one.steps] == [["c-2"], ["c-3"]]
+    assert [call.call_id for call in one.calls] == ["t1-call-0-0"]
 
 
 def test_where_a_named_call_is_missing_no_other_is_taken_for_the_action(database, tmp_path):

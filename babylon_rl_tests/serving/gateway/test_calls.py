@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,6 +126,13 @@ def test_settings_of_sampling_are_those_that_were_sent():
         **{"temperature": 0, "max_tokens": 5, "seed": 2, "exploration": 0.1, "choices": ["a", "b"]}
     }
     assert estimated_tokens(400, body) == 105
+
+
+def test_a_number_of_more_than_64_bits_passes_and_is_recorded():
+    content = b'{"model":"m","seed":123456789012345678901234567890,"guided_choice":[1e3,99999999999999999999999]}'
+    body = read_body(content)
+    assert json.loads(msgspec.json.encode(sampling_of(body)))["seed"] == 123456789012345678901234567890
+    assert b"123456789012345678901234567890" in upstream_body(content, body, TARGET, CHAT)[0]
 
 
 def test_fields_of_the_wrong_type_are_the_upstreams_to_judge():

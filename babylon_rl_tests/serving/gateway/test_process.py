@@ -17,6 +17,7 @@ import pytest
 from babylon_rl.errors import ServingError
 from babylon_rl.serving.gateway import process as gateway_process
 from babylon_rl.serving.gateway.events import GapEvent
+from babylon_rl.serving.gateway.limits import GatewayLimits
 from babylon_rl.serving.gateway.process import gateway_command, running_gateway
 from babylon_rl.serving.gateway.spool import segment_file, segments
 from babylon_rl.serving.routing import Routes
@@ -25,8 +26,10 @@ from babylon_rl_tests.serving.gateway.stand_in import (
     HEADERS,
     answering,
     calls_in,
+    chunks_of,
     events_in,
     prepare,
+    stream_out,
 )
 
 PATH = "/chat/completions"
@@ -123,6 +126,20 @@ def test_a_polite_end_finishes_what_is_in_flight_and_takes_no_more(tmp_path, ups
         assert asked.result().status_code == 200
         assert running.process.wait(5) == 0 or running.process.returncode == -signal.SIGTERM
     assert len(calls_in(tmp_path)) == 1
+
+
+def test_an_end_that_waits_no_longer_records_streams_as_far_as_they_came(tmp_path, upstream):
+    import asyncio
+
+    upstream.answer = lambda request, body: stream_out(request, chunks_of(body), lambda: asyncio.sleep(30))
+    prepare(tmp_path, upstream)
+    with running_gateway(tmp_path, limits=GatewayLimits(drain_seconds=1)) as running:
+        with httpx.stream("POST", running.base_url + PATH, json={**ASK, "stream": True}, headers=HEADERS) as response:
+            assert b'"BU"' in next(response.iter_raw())
+            running.process.terminate()
+            running.process.wait(10)
+    [call] = calls_in(tmp_path)
+    assert call.finish_reason == "cancelled" and call.token_ids == [5] and '"BU"' in call.response
 
 
 def test_a_disk_that_takes_no_more_lets_calls_pass_and_the_gap_is_shown_and_kept(tmp_path, upstream):

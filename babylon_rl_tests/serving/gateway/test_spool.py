@@ -132,9 +132,22 @@ def test_a_disk_that_does_not_answer_holds_up_no_caller_for_long(spool, monkeypa
     monkeypatch.setattr("babylon_rl.serving.gateway.spool.STALL_SECONDS", 0.05)
     monkeypatch.setattr(os, "fdatasync", lambda handle: (release.wait(10), fdatasync(handle)))
     assert isinstance(appended(spool, [1])[0], SpoolError)
+    assert "has not answered" in spool.trouble
     release.set()
     spool.close()
+    assert spool.trouble is None
     assert len(all_lines(spool.folder)) == 1 and spool.unrecorded == 0  # it came to disk after all
+
+
+def test_an_error_of_another_kind_ends_neither_the_thread_nor_what_waits(spool, monkeypatch):
+    def failing(handle: int) -> None:
+        raise ValueError("odd")
+
+    fdatasync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", failing)
+    assert "odd" in str(calls(spool, 1)[0])
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    assert not isinstance(appended(spool, [1])[0], Exception)
 
 
 def test_closing_writes_what_waits(tmp_path):
