@@ -22,7 +22,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     design: Design
     block_hours: int
-    share: float = 0.5
+    share: float
     burn_in: int = 1
     alpha: float = 0.05
     tried: int = 1

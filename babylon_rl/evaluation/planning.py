@@ -76,7 +76,14 @@ def plan(
     seed = int(experiment_id[1:]) if asked.seed is None else asked.seed
     agents = past_agents(connection, window_of(now), settings.scorer)
     metric = asked.metric or ("reward" if any(one.reward is not None for one in agents) else "return")
-    power = Plan(design=asked.design, block_hours=block, burn_in=burn_in, alpha=settings.experiment_alpha, tried=tried)
+    power = Plan(
+        design=asked.design,
+        share=asked.share,
+        block_hours=block,
+        burn_in=burn_in,
+        alpha=settings.experiment_alpha,
+        tried=tried,
+    )
     known, unknown = None, None
     try:
         noise = measure_noise(by_hour(agents, metric), power, seed)

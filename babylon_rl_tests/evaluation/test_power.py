@@ -10,8 +10,8 @@ from babylon_rl.evaluation.power import DAY, FOUR_WEEKS, WEEK, forecast, plain_h
 from babylon_rl.evaluation.simulated import Setting, simulated_past
 from babylon_rl_tests.evaluation.test_sequential import most_hits
 
-PAIRED = Plan(design="paired-by-window", block_hours=6)
-SWITCHBACK = Plan(design="switchback", block_hours=6)
+PAIRED = Plan(design="paired-by-window", share=0.5, block_hours=6)
+SWITCHBACK = Plan(design="switchback", share=0.5, block_hours=6)
 UNIT = of_hours(1.0, 0.0, 0.0, PAIRED)
 
 
@@ -40,7 +40,7 @@ def test_more_hours_find_smaller_effects_and_more_candidates_need_more_hours():
     told = forecast(UNIT, PAIRED, 0.3, paths=500)
     assert told.detectable[DAY] is None
     assert told.detectable[WEEK] > 0.3 > told.detectable[FOUR_WEEKS]
-    fifth = Plan(design="paired-by-window", block_hours=6, tried=5)
+    fifth = Plan(design="paired-by-window", share=0.5, block_hours=6, tried=5)
     assert forecast(UNIT, fifth, 0.3, paths=500).hours > told.hours > told.half_of_them
     powers = [power for _, power in told.curve]
     assert powers == sorted(powers) and powers[-1] >= 0.8
@@ -86,8 +86,15 @@ def test_agents_that_differ_for_good_are_noise_where_arms_are_drawn_anew():
     assert measure_noise(apart, PAIRED).hour > 20 * measure_noise(alike, PAIRED).hour
 
 
+def test_a_smaller_share_takes_more_hours():
+    past = simulated_past(Setting(), 400, np.random.default_rng(2))
+    half, tenth = (Plan(design="paired-by-window", share=share, block_hours=6) for share in (0.5, 0.1))
+    few, many = measure_noise(past, tenth), measure_noise(past, half)
+    assert few.observation > 1.2 * many.observation and few.kept < many.kept
+
+
 def test_few_agents_leave_hours_without_a_difference():
-    noise = assumed_noise(Plan(design="paired-by-window", block_hours=6, share=0.1), agent=1.0, agents=4)
+    noise = assumed_noise(Plan(design="paired-by-window", share=0.1, block_hours=6), agent=1.0, agents=4)
     assert 0 < noise.kept < 0.9 and assumed_noise(PAIRED, agent=1.0, agents=40).kept == pytest.approx(1.0)
 
 
@@ -103,7 +110,7 @@ def test_a_short_past_is_enough_for_a_wider_forecast_and_a_shorter_one_is_refuse
 
 def test_a_burn_in_of_the_whole_block_is_refused():
     with pytest.raises(SettingsError, match="burn-in"):
-        assumed_noise(Plan(design="switchback", block_hours=2, burn_in=2), agent=1.0, agents=8)
+        assumed_noise(Plan(design="switchback", share=0.5, block_hours=2, burn_in=2), agent=1.0, agents=8)
 
 
 def test_a_picture_of_power_is_written(tmp_path):
