@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 from babylon_rl.bench.commands import app as bench_app
 from babylon_rl.commands.checkpoints import app as checkpoints_app
 from babylon_rl.commands.evaluate import evaluate
+from babylon_rl.commands.experiment import app as experiment_app
 from babylon_rl.commands.forget import forget
 from babylon_rl.commands.history import history
 from babylon_rl.commands.jobs import app as jobs_app
@@ -56,6 +57,7 @@ app.add_typer(db_app, name="db")
 app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.command("evaluate")(evaluate)
+app.add_typer(experiment_app, name="experiment")
 app.command("forget")(forget)
 app.add_typer(keys_app, name="keys")
 app.command("lineage")(lineage)

@@ -16,6 +16,12 @@ from babylon_rl.defs.checks.models import (
     replay_evaluations_checks,
     trained_checkpoints_checks,
 )
+from babylon_rl.defs.experiments import (
+    experiment_watch,
+    guard_what_is_served,
+    look_at_experiments,
+    served_watch,
+)
 from babylon_rl.defs.hourly_online_evaluation import hourly_online_evaluation
 from babylon_rl.defs.hourly_window_sweep import hourly_window_sweep
 from babylon_rl.defs.io_manager import PostgresIOManager
@@ -81,8 +87,10 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             promote_checkpoint,
             roll_back,
             clean_up,
+            look_at_experiments,
+            guard_what_is_served,
         ],
-        sensors=[window_readiness, training_due, staleness],
+        sensors=[window_readiness, training_due, staleness, experiment_watch, served_watch],
         schedules=[hourly_window_sweep, hourly_online_evaluation],
         resources={
             "database": database,

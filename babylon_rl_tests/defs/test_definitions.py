@@ -126,6 +126,7 @@ def test_there_is_one_described_job_for_each_human_task():
     assert set(jobs) == {
         *("materialize_windows", "train_checkpoint", "evaluate_checkpoint", "promote_checkpoint", "roll_back"),
         *("evaluate_in_market", "evaluate_by_replay", "evaluate_online", "clean_up"),
+        *("look_at_experiments", "guard_what_is_served"),
     }
     assert all(job.description and len(job.description) > 80 for job in jobs.values())
 

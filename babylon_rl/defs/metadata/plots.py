@@ -7,6 +7,7 @@ Markdown itself are not drawn, an image whose source is a data URI is. Colours s
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import dagster as dg
 
@@ -15,6 +16,7 @@ WIDTH, ROW = 420, 15
 MOST_POINTS = 20  # a panel of the curves; four of them stay inline
 UP, DOWN, QUIET = "seagreen", "indianred", "gray"
 
+T = TypeVar("T")
 Bar = tuple[str, float]
 Interval = tuple[str, float, float, float]
 
@@ -66,6 +68,26 @@ def intervals(title: str, items: Sequence[Interval]) -> dg.MetadataValue:
     return dg.MetadataValue.md(_image(title, ROW * len(known), "".join(parts)))
 
 
+def sequence(title: str, points: Sequence[tuple[float, float, float]]) -> dg.MetadataValue:
+    """An estimate with its bounds as it went on, left to right, against zero: middle, low, high; the latest is said."""
+    known = [point for point in points if all(map(math.isfinite, point))]
+    if not known:
+        return dg.MetadataValue.text("no interval is known yet")
+    known = _thinned(known)
+    height = 90
+    y = _scale([0.0, *(-value for point in known for value in point)], 16, height - 4)
+    xs = [8 + round((WIDTH - 24) * n / max(1, len(known) - 1)) for n in range(len(known))]
+    lines = "".join(f"M{x} {y(-low)}V{y(-high)}" for x, (_, low, high) in zip(xs, known, strict=True))
+    dots = "".join(f"M{x - 2} {y(-middle)}h5" for x, (middle, _, _) in zip(xs, known, strict=True))
+    middle, low, high = known[-1]
+    body = (
+        f"<path stroke='{QUIET}' d='M0 {y(0)}h{WIDTH}'/><path stroke='steelblue' stroke-width='2' d='{lines}'/>"
+        f"<path stroke='steelblue' stroke-width='5' d='{dots}'/>"
+        f"<text x='{WIDTH - 4}' y='11'>{middle:+.3g} [{low:+.3g}, {high:+.3g}]</text>"
+    )
+    return dg.MetadataValue.md(_image(title, height, body))
+
+
 def curves(title: str, series: Mapping[str, Sequence[float]]) -> dg.MetadataValue:
     """A small panel a series, two beside each other, each on its own scale with its first and last value."""
     known = {name: [v for v in values if math.isfinite(v)] for name, values in series.items()}
@@ -99,7 +121,7 @@ def _pairs(xs: Sequence[int], ys: Sequence[int]) -> list[tuple[tuple[int, int], 
     return list(zip(points, points[1:], strict=False))
 
 
-def _thinned(values: Sequence[float]) -> list[float]:
+def _thinned(values: Sequence[T]) -> list[T]:
     """At most `MOST_POINTS` of the values, the first and the last among them."""
     if len(values) <= MOST_POINTS:
         return list(values)
