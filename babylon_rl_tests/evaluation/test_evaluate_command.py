@@ -21,6 +21,7 @@ from babylon_rl.recording.recorder import Recorder
 from babylon_rl.recording.summary import summarize_windows
 from babylon_rl.scoring.windows import score_windows
 from babylon_rl.settings import REPOSITORY
+from babylon_rl.staleness import stale_rows
 from babylon_rl.windows import shift_window
 from babylon_rl_tests.commands.conftest import run  # noqa: F401
 from babylon_rl_tests.evaluation.asked import COPY, OTHER, RUN, TRAINED
@@ -91,6 +92,12 @@ def test_a_checkpoint_is_evaluated_three_ways_and_stands_where_the_rows_say(data
         key = dg.AssetCheckKey(dg.AssetKey("replay_evaluations"), "windows_are_later")
         (record_of,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
         assert record_of.event.asset_check_evaluation.passed
+    evaluations = ("market_evaluations", "replay_evaluations", "online_evaluations")
+    with database.connect() as connection:
+        assert stale_rows(connection, evaluations).empty
+        connection.execute("UPDATE babylon_rl.windows SET revision = 'late' WHERE window_id = %s", (ids[1],))
+        stale = stale_rows(connection, evaluations)
+    assert set(zip(stale["asset"], stale["window_id"], strict=True)) == {(name, ids[1]) for name in evaluations[1:]}
 
 
 def test_without_an_option_nothing_runs(evaluate):
