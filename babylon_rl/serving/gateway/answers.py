@@ -4,7 +4,7 @@ What was put in for recording is taken out; everything else passes as it came, a
 """
 
 import contextlib
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -12,6 +12,8 @@ from babylon_rl.serving.gateway.calls import Added
 
 TOKEN_ID = "token_id:"
 CANCELLED, BROKEN = "cancelled", "broken"  # ends of a stream that the caller, or the upstream, broke off
+
+Token = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]  # PostgreSQL's integer holds no more
 
 _NULL = msgspec.Raw(b"null")
 _encode = msgspec.json.Encoder().encode
@@ -31,8 +33,8 @@ class _Logprobs(msgspec.Struct):
 class _Choice(msgspec.Struct):
     index: int = 0
     finish_reason: str | None = None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
+    token_ids: list[Token] | None = None
+    prompt_token_ids: list[Token] | None = None
     logprobs: _Logprobs | None = None
 
 
@@ -42,7 +44,7 @@ class _Usage(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     choices: list[_Choice] = []
-    prompt_token_ids: list[int] | None = None
+    prompt_token_ids: list[Token] | None = None
     usage: _Usage | None = None
     error: Any = None
 

@@ -128,6 +128,12 @@ def test_settings_of_sampling_are_those_that_were_sent():
     assert estimated_tokens(400, body) == 105
 
 
+def test_tokens_that_no_column_can_hold_are_not_recorded_and_pass():
+    content = b'{"choices":[{"index":0,"token_ids":[99999999999]}]}'
+    sampled = Sampled(1)
+    assert plain(content, NOTHING, sampled) == content and sampled.token_ids is None
+
+
 def test_a_number_of_more_than_64_bits_passes_and_is_recorded():
     content = b'{"model":"m","seed":123456789012345678901234567890,"guided_choice":[1e3,99999999999999999999999]}'
     body = read_body(content)

@@ -132,6 +132,9 @@ def test_a_disk_that_does_not_answer_holds_up_no_caller_for_long(spool, monkeypa
     monkeypatch.setattr("babylon_rl.serving.gateway.spool.STALL_SECONDS", 0.05)
     monkeypatch.setattr(os, "fdatasync", lambda handle: (release.wait(10), fdatasync(handle)))
     assert isinstance(appended(spool, [1])[0], SpoolError)
+    deadline = time.monotonic() + 5
+    while spool.trouble is None and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert "has not answered" in spool.trouble
     release.set()
     spool.close()
