@@ -225,6 +225,7 @@ class _Status:
         self.folder = folder
         self.now = msgspec.structs.replace(read_status(folder) or ShipperStatus(), error=None, failing_since=None)
         self._written = 0.0
+        self._refused = (-1, 0)  # size of the file, and lines in it
 
     def shipped(self, events: int) -> None:
         self.now = msgspec.structs.replace(self.now, shipped=self.now.shipped + events)
@@ -249,12 +250,19 @@ class _Status:
         """Not to the disk at once: the gateway's own events are."""
         self._written = time.monotonic()
         self.now = msgspec.structs.replace(
-            self.now, at=time.time(), waiting_bytes=waiting_bytes(self.folder), refused=len(refused_lines(self.folder))
+            self.now, at=time.time(), waiting_bytes=waiting_bytes(self.folder), refused=self._count_refused()
         )
         beside = self.folder / f".{STATUS}.{os.getpid()}"
         with contextlib.suppress(OSError):
             beside.write_bytes(msgspec.json.encode(self.now))
             os.replace(beside, self.folder / STATUS)
+
+    def _count_refused(self) -> int:
+        file = self.folder / REFUSED
+        size = file.stat().st_size if file.exists() else 0
+        if size != self._refused[0]:
+            self._refused = (size, len(refused_lines(self.folder)))
+        return self._refused[1]
 
 
 def ship_until(ended: threading.Event, database: Database, folder: Path, memory_minutes: float) -> None:
