@@ -23,8 +23,9 @@ AT_ONCE = 8  # prompts that are asked at a time
 SECONDS = 60.0  # for one prompt
 # `babylon-rl bench attestation` measures what these stand between: right weights, asked in other batches, differ by
 # 9e-06 at most with the tiny model (100 trials, seed 0), those one step of 1e-4 away by 0.014 at least. In bfloat16
-# rounding is as large as a small step: there a stale adapter shows by the hash that our endpoint lists.
-TOLERANCES = {"float32": 2e-4, "bfloat16": 5e-2}
+# right ones differ by up to 0.06 (14 trials, seed 1), as much as a small step makes: there a stale adapter shows by the
+# hash that our endpoint lists.
+TOLERANCES = {"float32": 2e-4, "bfloat16": 1e-1}
 TOKEN_ID = "token_id:"
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 

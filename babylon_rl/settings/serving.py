@@ -28,7 +28,7 @@ class ServingSettings(BaseModel):
         0.0,
         ge=0,
         description="largest difference of a log-probability between what is served and what the trainer computed; 0: "
-        "by precision, 0.0002 in float32, 0.05 in bfloat16",
+        "by precision, 0.0002 in float32, 0.1 in bfloat16",
     )
 
 
