@@ -104,16 +104,20 @@ def measure_serving(
 
 def bodies(kind: str, seed: int) -> Iterator[dict[str, Any]]:
     """Calls of the market's agents, window after window, without end: 32 tokens of text, or one of the actions."""
-    number = 0
+    number, said = 0, set()
     for index in count():
         window = make_window(seed, "train", index)
         for agent in make_agents(seed, "train", index):
+            told = observation(window, agent)
+            if told in said:
+                continue
+            said.add(told)
             number += 1
             body: dict[str, Any] = {
                 "model": "base",
                 "messages": [
                     {"role": "system", "content": system_prompt()},
-                    {"role": "user", "content": observation(window, agent)},
+                    {"role": "user", "content": told},
                 ],
                 "max_tokens": 32,
                 "seed": seed + number,

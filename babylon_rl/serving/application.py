@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -62,13 +63,7 @@ def build_application(
         return PlainTextResponse(metrics.text(), media_type=CONTENT_TYPE)
 
     async def models(request: Request) -> Response:
-        common = {"object": "model", "created": began, "owned_by": "babylon_rl", "max_model_len": policy.context}
-        listed = [{"id": base_name, "root": base_name, "parent": None, "weights_sha256": None} | common]
-        listed += [
-            {"id": w.name, "root": w.folder, "parent": base_name, "weights_sha256": w.weights_sha256} | common
-            for w in held.loaded()
-        ]
-        return JSONResponse({"object": "list", "data": listed})
+        return JSONResponse({"object": "list", "data": _listed(held, policy.context, began)})
 
     async def load(request: Request) -> Response:
         return JSONResponse(await load_adapter(engine, held, await read_body(request)))
@@ -101,6 +96,16 @@ def build_application(
         lifespan=lifespan,
         exception_handlers={BabylonError: _refused, HTTPException: _http_error, Exception: _failed},
     )
+
+
+def _listed(held: Adapters, context: int | None, began: int) -> list[dict[str, Any]]:
+    """The base model and the loaded adapters as vLLM lists them, with the digest of the weights that were loaded."""
+    common = {"object": "model", "created": began, "owned_by": "babylon_rl", "max_model_len": context}
+    base = {"id": held.base_name, "root": held.base_name, "parent": None, "weights_sha256": None} | common
+    return [base] + [
+        {"id": one.name, "root": one.folder, "parent": held.base_name, "weights_sha256": one.weights_sha256} | common
+        for one in held.loaded()
+    ]
 
 
 async def _refused(request: Request, error: Exception) -> Response:
