@@ -2,18 +2,17 @@
 
 import hashlib
 from collections.abc import Collection
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import psycopg
-from psycopg.rows import dict_row
 
 from babylon_rl.serving.deployment import Wanted
 from babylon_rl.serving.gateway.keys import Key
+from babylon_rl.serving.in_force import experiment_in_force, promotion_in_force
 from babylon_rl.serving.key_store import load_keys
-from babylon_rl.serving.routing import ExperimentRoute
 from babylon_rl.training.runs import base_checkpoint
-
-DEFAULT_BLOCK_HOURS = 1
+from babylon_rl.windows import window_of
 
 
 class Decided(NamedTuple):
@@ -37,13 +36,9 @@ def _wanted(connection: psycopg.Connection, base_model: str, fixed: str | None) 
         promoted = None if fixed == "base" else fixed
         base, _ = _base_of(connection, base_model, promoted, None)
         return Wanted(promoted=promoted, base=base, versions=_versions(connection, [promoted, base]))
-    row = connection.execute(
-        "SELECT promotion_id, to_checkpoint, from_checkpoint FROM babylon_rl.promotions "
-        "ORDER BY promotion_id DESC LIMIT 1"
-    ).fetchone()
-    decision, promoted, before = row or (0, None, None)
-    experiment = _experiment(connection)
-    candidate, baseline, route = experiment or (None, None, None)
+    hour = window_of(datetime.now(UTC))
+    decision, promoted, before = promotion_in_force(connection, hour) or (0, None, None)
+    candidate, baseline, route = experiment_in_force(connection, hour) or (None, None, None)
     base, spare = _base_of(connection, base_model, promoted, before)
     versions = _versions(connection, [promoted, base, spare, candidate])
     if promoted in versions:
@@ -87,27 +82,6 @@ def _base_of(
     hosted = of_promoted[-1]
     alike = before is not None and before in found and list(found[before][2:]) == of_promoted
     return (None if hosted else base_checkpoint(training_run)), before if alike else None
-
-
-def _experiment(connection: psycopg.Connection) -> tuple[str, str, ExperimentRoute] | None:
-    """Candidate, baseline and route of the experiment that runs."""
-    with connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(
-            """SELECT experiment_id, candidate, baseline, design, share, seed, first_window,
-                      (settings ->> 'block_hours')::int AS block_hours
-               FROM babylon_rl.experiments WHERE state = 'running'"""
-        ).fetchone()
-    if row is None:
-        return None
-    route = ExperimentRoute(
-        experiment_id=row["experiment_id"],
-        design=row["design"],
-        share=row["share"],
-        seed=row["seed"],
-        first_window=row["first_window"],
-        block_hours=row["block_hours"] or DEFAULT_BLOCK_HOURS,
-    )
-    return row["candidate"], row["baseline"], route
 
 
 def _versions(connection: psycopg.Connection, named: Collection[str | None]) -> dict[str, str]:

@@ -148,7 +148,7 @@ def test_an_experiment_splits_the_agents_only_where_its_baseline_is_served(here)
         connection.execute(
             """INSERT INTO babylon_rl.experiments (experiment_id, candidate, baseline, design, share, seed,
                    first_window, horizon, settings, forecast, tried, state, reason, who)
-               VALUES ('e1', 'run@2', 'run@1', 'paired-by-window', 0.5, 1, '2026-01-01T00:00', 24,
+               VALUES ('e1', 'run@2', 'run@1', 'paired-by-window', 0.5, 1, '2026-01-01T00:00', 200000,
                    '{"block_hours": 6}', '{}', 1, 'running', '', 'test')"""
         )
     try:
