@@ -83,7 +83,7 @@ def test_monitoring_ends_a_run_whose_process_and_code_server_are_gone(instance):
     assert monitored(instance, started_run(instance, ended_process(), HERE)) == dg.DagsterRunStatus.FAILURE
 
 
-@pytest.mark.parametrize("other", [1, os.getpid()])
+@pytest.mark.parametrize("other", [1, os.getpid()], ids=["init", "own"])
 def test_a_process_that_took_the_number_over_is_not_the_run(other, instance, monkeypatch):
     run = started_run(instance, other, HERE)
     assert monitored(instance, run) == dg.DagsterRunStatus.STARTED
