@@ -26,6 +26,14 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files whose tests take a minute or more begin first, so that no worker is left with one of them at the end.
+LONGEST = ("test_loop.py", "test_learning.py", "test_daemon.py", "test_submissions.py", "test_admission.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 _names = itertools.count(1)
 
 
