@@ -121,6 +121,8 @@ def _to_prepare(wanted: Wanted, actual: Actual, routes: Routes) -> list[str]:
     roles = ((wanted.promoted, routes.promoted), (wanted.base, routes.base))
     if routes.candidate is None and wanted.candidate is not None:
         roles = (*roles, (wanted.candidate, None))
+    if routes.promoted is None and wanted.promoted in actual.refused:
+        roles = (*roles, (wanted.spare, None))  # it takes the place, once it is attested again
     waiting = {name for name, target in roles if name and (target is None or target.checkpoint_id != name)}
     # What is served although something else is wanted is kept alive too.
     served = [target.checkpoint_id for target in (routes.promoted, routes.base) if target is not None]
