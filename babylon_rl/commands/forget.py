@@ -33,7 +33,9 @@ def forget(
         print(msgspec.json.encode(found).decode())
         return
     if not found.trajectories and not found.gateway:
-        raise TrainingError(f"No agent {agent!r} is scored, trained on or answered. `babylon-rl score --window` names agents.")
+        raise TrainingError(
+            f"No agent {agent!r} is scored, trained on or answered. `babylon-rl score --window` names agents."
+        )
     for line in lines(found):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
