@@ -22,8 +22,8 @@ class Forgetting(msgspec.Struct, frozen=True, kw_only=True):
     """What rests on an agent's recordings.
 
     `trajectories`, `windows`: the agent's that are scored; `trained`: those of them in a snapshot. `snapshots`: with
-    the agent's members in each. `gateway`: rows of the agent by the gateway's table, none of them in it. `jobs`: that train on these and have not ended; `commands`: what would be run once the
-    recordings are gone from their tables.
+    the agent's members in each. `jobs`: that train on these and have not ended; `commands`: what would be run once the
+    recordings are gone from their tables. `gateway`: rows of the agent in the gateway's tables, where there are any.
     """
 
     agent_id: str
