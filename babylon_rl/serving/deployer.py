@@ -284,7 +284,7 @@ class Deployer:
         standing = _roles(self.routes)["promoted"]
         stays = "nothing is served yet" if standing is None else f"{standing.checkpoint_id} stays"
         self.say(f"Refused: {name}; {stays}. {reason}")
-        if self.wanted is not None and name in (self.wanted.promoted, self.wanted.candidate):
+        if self.wanted is not None and name in (self.wanted.promoted, self.wanted.candidate, self.wanted.coming):
             role = "promoted" if name == self.wanted.promoted else "candidate"
             self._book(role, None, name, "refused", reason, attestation)
 
