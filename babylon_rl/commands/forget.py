@@ -32,8 +32,10 @@ def forget(
     if as_json:
         print(msgspec.json.encode(found).decode())
         return
-    if not found.trajectories:
-        raise TrainingError(f"No agent {agent!r} is scored or trained on. `babylon-rl score --window` names agents.")
+    if not found.trajectories and not found.gateway:
+        raise TrainingError(
+            f"No agent {agent!r} is scored, trained on or answered. `babylon-rl score --window` names agents."
+        )
     for line in lines(found):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -46,6 +48,9 @@ def lines(found: "Forgetting") -> list[str]:
         f"{len(found.trained):,} of them in a snapshot.",
         f"  windows: {_some(found.windows)}",
     ]
+    if found.gateway:
+        held = ", ".join(f"{count:,} rows of {table}" for table, count in found.gateway.items())
+        said.append(f"  through the gateway: {held}; the latest of them in its spool too")
     if found.snapshots:
         said.append(f"  {_many(len(found.snapshots), 'snapshot')}: {_some([one[:12] for one in found.snapshots])}")
     if found.jobs:

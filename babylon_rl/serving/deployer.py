@@ -99,6 +99,7 @@ class Deployer:
         self._busy: set[str] = set()
         self._told: dict[str, tuple[str, str]] = {}
         self._why = ""
+        self._disk_full = False
         self._results: SimpleQueue[tuple[str, str, Found | BabylonError | None]] = SimpleQueue()
         self._bookings: deque[Booked] = deque()
         self._decided: SimpleQueue[Decided | None] = SimpleQueue()
@@ -164,8 +165,7 @@ class Deployer:
             return
         self.wanted = decided.wanted
         keys = [*self.own_keys, *decided.keys]
-        if keys != self._keys:
-            write_keys(self.folder, keys)
+        if keys != self._keys and self._on_disk(lambda: write_keys(self.folder, keys)):
             self._keys = keys
 
     def _take_results(self) -> None:
@@ -226,7 +226,8 @@ class Deployer:
         threading.Thread(target=work, daemon=True).start()
 
     def _route(self, routes: Routes) -> None:
-        write_routes(self.folder, routes)
+        if not self._on_disk(lambda: write_routes(self.folder, routes)):
+            return
         before, after = _roles(self.routes), _roles(routes)
         now = time.monotonic()
         self._left_at |= {name: now for name in self.routes.targets if name not in routes.targets}
@@ -283,9 +284,21 @@ class Deployer:
         standing = _roles(self.routes)["promoted"]
         stays = "nothing is served yet" if standing is None else f"{standing.checkpoint_id} stays"
         self.say(f"Refused: {name}; {stays}. {reason}")
-        if self.wanted is not None and name in (self.wanted.promoted, self.wanted.candidate):
+        if self.wanted is not None and name in (self.wanted.promoted, self.wanted.candidate, self.wanted.coming):
             role = "promoted" if name == self.wanted.promoted else "candidate"
             self._book(role, None, name, "refused", reason, attestation)
+
+    def _on_disk(self, write: Callable[[], None]) -> bool:
+        """Whether the gateway's file was written. A disk that takes none is told once, and what is served stays."""
+        try:
+            write()
+        except OSError as error:
+            if not self._disk_full:
+                self.say(f"What is served stays, until {self.folder} can be written: {error.strerror or error}")
+            self._disk_full = True
+            return False
+        self._disk_full = False
+        return True
 
     def _tell_experiment(self, wanted: Wanted) -> None:
         why = unrouted(wanted, self.routes) or ""
@@ -325,7 +338,7 @@ class Deployer:
             except (BabylonError, psycopg.Error) as error:
                 if not self.database_down:
                     self.database_down = True
-                    said = str(error).strip().splitlines()[0]
+                    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
                     self.say(f"What is served stays, until PostgreSQL answers again: {said}")
             self._ended.wait(READ_SECONDS)
 

@@ -17,7 +17,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     `promoted`: None before there is a promotion; `base`: the base model beside it, None where a service answers that
     names none. `spare`: what was promoted before, kept ready so that a rollback loads nothing. `candidate` and
-    `baseline`: of the experiment that runs. `versions`: by id what tells a checkpoint from itself later (weights,
+    `baseline`: of the experiment that runs; `coming`: candidate of the one that follows it, made ready before its first
+    window. `versions`: by id what tells a checkpoint from itself later (weights,
     place, the decision); one that was refused is tried again when it changes.
     """
 
@@ -26,6 +27,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     spare: str | None = None
     candidate: str | None = None
     baseline: str | None = None
+    coming: str | None = None
     experiment: ExperimentRoute | None = None
     versions: dict[str, str] = {}
 
@@ -121,6 +123,8 @@ def _to_prepare(wanted: Wanted, actual: Actual, routes: Routes) -> list[str]:
     roles = ((wanted.promoted, routes.promoted), (wanted.base, routes.base))
     if routes.candidate is None and wanted.candidate is not None:
         roles = (*roles, (wanted.candidate, None))
+    if routes.promoted is None and wanted.promoted in actual.refused:
+        roles = (*roles, (wanted.spare, None))  # it takes the place, once it is attested again
     waiting = {name for name, target in roles if name and (target is None or target.checkpoint_id != name)}
     # What is served although something else is wanted is kept alive too.
     served = [target.checkpoint_id for target in (routes.promoted, routes.base) if target is not None]
@@ -134,7 +138,7 @@ def _to_prepare(wanted: Wanted, actual: Actual, routes: Routes) -> list[str]:
 
 def _named(wanted: Wanted) -> list[str]:
     """All checkpoints that are to be there, the most urgent first."""
-    named = (wanted.promoted, wanted.base, wanted.candidate, wanted.spare)
+    named = (wanted.promoted, wanted.base, wanted.candidate, wanted.coming, wanted.spare)
     return [one for one in dict.fromkeys(named) if one is not None]
 
 

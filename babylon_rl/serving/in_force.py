@@ -43,7 +43,8 @@ def promotion_in_force(connection: psycopg.Connection, window_id: str) -> Promot
 def experiment_in_force(connection: psycopg.Connection, window_id: str) -> Running | None:
     """The experiment whose agents keep their arms in the window: one that runs, or ended within this hour.
 
-    Its route ends with the last window of its horizon, whether or not anybody has looked since.
+    Its route ends with the last window of its horizon, whether or not anybody has looked since. One that begins later
+    takes its place with its first window (`coming`).
     """
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(
@@ -51,8 +52,9 @@ def experiment_in_force(connection: psycopg.Connection, window_id: str) -> Runni
                       coalesce((settings ->> 'block_hours')::int, 1) AS block_hours,
                       settings ->> 'end_window' AS end_window
                FROM babylon_rl.experiments WHERE state = 'running' OR settings ->> 'end_window' > %s
-               ORDER BY (state = 'running') DESC, ended_at DESC LIMIT 1""",
-            (window_id,),
+               ORDER BY (first_window <= %s AND coalesce(settings ->> 'end_window' > %s, true)) DESC,
+                        (state = 'running') DESC, ended_at DESC LIMIT 1""",
+            (window_id, window_id, window_id),
         ).fetchone()
     if row is None:
         return None
@@ -66,3 +68,9 @@ def experiment_in_force(connection: psycopg.Connection, window_id: str) -> Runni
         end_window=row["end_window"] or shift_window(row["first_window"], row["horizon"]),
     )
     return Running(row["candidate"], row["baseline"], route)
+
+
+def coming(connection: psycopg.Connection) -> str | None:
+    """Candidate of the experiment that runs or is about to: it is made ready before the first window."""
+    row = connection.execute("SELECT candidate FROM babylon_rl.experiments WHERE state = 'running'").fetchone()
+    return None if row is None else row[0]

@@ -70,7 +70,7 @@ class Kept:
             self.restarts += 1
             try:
                 self.open()
-            except BabylonError as error:
+            except (BabylonError, OSError) as error:  # a full disk too: what runs goes on
                 self._pause = min(LONGEST_PAUSE, 2 * self._pause + 0.5)
                 self._again = time.monotonic() + self._pause
                 self.say(f"The {self.name} does not start, tried again in {self._pause:.0f} s: {error}")

@@ -9,7 +9,7 @@ import psycopg
 
 from babylon_rl.serving.deployment import Wanted
 from babylon_rl.serving.gateway.keys import Key
-from babylon_rl.serving.in_force import experiment_in_force, promotion_in_force
+from babylon_rl.serving.in_force import coming, experiment_in_force, promotion_in_force
 from babylon_rl.serving.key_store import load_keys
 from babylon_rl.training.runs import base_checkpoint
 from babylon_rl.windows import window_of
@@ -40,7 +40,8 @@ def _wanted(connection: psycopg.Connection, base_model: str, fixed: str | None) 
     decision, promoted, before = promotion_in_force(connection, hour) or (0, None, None)
     candidate, baseline, route = experiment_in_force(connection, hour) or (None, None, None)
     base, spare = _base_of(connection, base_model, promoted, before)
-    versions = _versions(connection, [promoted, base, spare, candidate])
+    following = coming(connection)
+    versions = _versions(connection, [promoted, base, spare, candidate, following])
     if promoted in versions:
         versions[promoted] += f"/{decision}"  # a decision that is booked again is tried again
     return Wanted(
@@ -49,6 +50,7 @@ def _wanted(connection: psycopg.Connection, base_model: str, fixed: str | None) 
         spare=spare,
         candidate=candidate,
         baseline=baseline,
+        coming=following,
         experiment=route,
         versions=versions,
     )

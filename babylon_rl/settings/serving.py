@@ -1,14 +1,25 @@
 """Settings of serving: the gateway, the endpoint behind it, what is checked before and after a switch, experiments."""
 
-from typing import Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, SecretStr
+
+
+def _without_a_key(url: str) -> str:
+    """The address as it is: it is told to callers and recorded with each call, so no key may be in it."""
+    if "@" in urlsplit(url).netloc or urlsplit(url).query:
+        raise ValueError(
+            "the address is recorded with each call, so it holds no user, password or query; the service's key is "
+            "BABYLON_RL_UPSTREAM_KEY"
+        )
+    return url
 
 
 class ServingSettings(BaseModel):
     """Serving: the gateway and what answers behind it."""
 
-    upstream_url: str | None = Field(
+    upstream_url: Annotated[str, AfterValidator(_without_a_key)] | None = Field(
         None,
         description="OpenAI-compatible base URL ending in /v1 that answers instead of an endpoint of our own: vLLM, "
         "the W&B inference service; empty: `babylon-rl serve` starts one",

@@ -23,7 +23,7 @@ class Forgetting(msgspec.Struct, frozen=True, kw_only=True):
 
     `trajectories`, `windows`: the agent's that are scored; `trained`: those of them in a snapshot. `snapshots`: with
     the agent's members in each. `jobs`: that train on these and have not ended; `commands`: what would be run once the
-    recordings are gone from their tables.
+    recordings are gone from their tables. `gateway`: rows of the agent in the gateway's tables, where there are any.
     """
 
     agent_id: str
@@ -35,6 +35,7 @@ class Forgetting(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: list[User]
     evaluations: list[Evaluation]
     commands: list[str]
+    gateway: dict[str, int] = {}
 
     @property
     def promoted(self) -> list[User]:
@@ -74,7 +75,22 @@ def what_rests_on(connection: psycopg.Connection, agent_id: str) -> Forgetting:
         checkpoints=checkpoints,
         evaluations=[Evaluation(**dict(zip(fields, row, strict=True))) for row in rows],
         commands=_commands(connection, checkpoints, sorted({window for window, _ in everything})),
+        gateway=_gateway_rows(connection, agent_id),
     )
+
+
+def _gateway_rows(connection: psycopg.Connection, agent_id: str) -> dict[str, int]:
+    """What the gateway's tables hold of the agent, scored or not."""
+    rows = connection.execute(
+        """SELECT 'gateway_calls', count(*) FROM babylon_rl.gateway_calls WHERE agent_id = %(agent)s
+           UNION ALL
+           SELECT 'gateway_trajectories', count(*) FROM babylon_rl.gateway_trajectories WHERE agent_id = %(agent)s
+           UNION ALL
+           SELECT 'gateway_steps', count(*) FROM babylon_rl.gateway_steps
+           JOIN babylon_rl.gateway_trajectories USING (trajectory_id) WHERE agent_id = %(agent)s""",
+        {"agent": agent_id},
+    ).fetchall()
+    return {table: count for table, count in rows if count}
 
 
 def _commands(connection: psycopg.Connection, checkpoints: Sequence[User], windows: Sequence[str]) -> list[str]:

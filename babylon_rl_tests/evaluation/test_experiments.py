@@ -5,14 +5,21 @@ from datetime import timedelta
 import pytest
 
 from babylon_rl.errors import ServingError, SettingsError, TrainingError
-from babylon_rl.evaluation.experiments import list_experiments, route_of, running_experiment, save_experiment, stop
+from babylon_rl.evaluation.experiments import (
+    list_experiments,
+    load_experiment,
+    route_of,
+    running_experiment,
+    save_experiment,
+    stop,
+)
 from babylon_rl.evaluation.looks import looks
 from babylon_rl.evaluation.planning import first_window, share_of
 from babylon_rl.evaluation.promotion import roll_back
-from babylon_rl.serving.in_force import experiment_in_force, promotion_in_force
+from babylon_rl.serving.in_force import coming, experiment_in_force, promotion_in_force
 from babylon_rl.serving.routing import runs_in
 from babylon_rl.training.runs import promote, promoted
-from babylon_rl.windows import shift_window
+from babylon_rl.windows import parse_window_id, shift_window
 from babylon_rl_tests.evaluation.two_arms import BASELINE, CANDIDATE, NOW, OTHER, TwoArms, changed, malformed
 
 pytest_plugins = ["babylon_rl_tests.evaluation.two_arms_played"]
@@ -201,6 +208,19 @@ def test_one_runs_at_a_time_and_each_candidate_tried_makes_the_next_ones_thresho
         stop(connection, "enough", "somebody", NOW)
     second = arms.start(candidate=OTHER)
     assert second.tried == 2 and second.settings["alpha"] == pytest.approx(first.settings["alpha"] / 4)
+
+
+def test_agents_keep_their_arm_for_the_hour_also_where_the_next_experiment_is_started_within_it(arms):
+    first = arms.start()
+    hour = shift_window(first.first_window, 2)
+    with arms.database.connect() as connection:
+        stop(connection, "enough", "somebody", parse_window_id(hour))
+        ended = load_experiment(connection, first.experiment_id)
+        second = changed(first, experiment_id="e2", candidate=OTHER, first_window=ended.end_window, horizon=9, tried=2)
+        save_experiment(connection, second)
+        assert ended.end_window == shift_window(hour, 1)
+        assert experiment_in_force(connection, hour).route == route_of(ended) and coming(connection) == OTHER
+        assert experiment_in_force(connection, ended.end_window).route == route_of(second)
 
 
 def test_what_decides_is_declared_before_the_start_with_the_forecast(arms):

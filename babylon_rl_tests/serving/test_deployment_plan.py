@@ -133,6 +133,13 @@ def test_after_a_restart_a_refused_checkpoint_leaves_the_one_before_it_serving()
     assert end.routes.promoted == target("run@1")
 
 
+def test_the_one_before_serves_also_where_the_refusal_came_long_after_its_attestation():
+    wanted = Wanted(promoted="run@2", base="run@0", spare="run@1")
+    ready = {name: target(name) for name in ("run@0", "run@1")}
+    late = Actual(ready=ready, fresh=frozenset({"run@0"}), refused=frozenset({"run@2"}))
+    assert settled(wanted, late).routes.promoted == target("run@1")
+
+
 def test_a_rollback_loads_nothing_and_attests_again():
     first = settled(Wanted(promoted="run@1", base="run@0"), Actual())
     second = settled(Wanted(promoted="run@2", base="run@0", spare="run@1"), first)

@@ -87,6 +87,14 @@ def test_a_broken_line_is_not_repeated_for_it_may_hold_a_secret(told):
     assert "word-of-mine" not in str(refused.value)
 
 
+@pytest.mark.parametrize("url", ["https://me:word-of-mine@host/v1", "https://host/v1?key=word-of-mine"])
+def test_an_address_that_each_call_is_recorded_with_holds_no_secret(told, url):
+    with pytest.raises(SettingsError, match="BABYLON_RL_UPSTREAM_KEY") as refused:
+        told(f"BABYLON_RL_UPSTREAM_URL={url}")
+    assert "word-of-mine" not in str(refused.value)
+    assert told("BABYLON_RL_UPSTREAM_URL=https://host/v1").upstream_url == "https://host/v1"
+
+
 def test_the_environment_wins_over_the_file_and_an_empty_value_is_the_default(told):
     file = "BABYLON_RL_SCORER=heuristic\nDATABASE_URL=postgres://file/db\nBABYLON_RL_THREADS=4  # four\n"
     found = told(file, BABYLON_RL_SCORER="ruler", DATABASE_URL="")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from babylon_rl.commands.forget import lines
 from babylon_rl.errors import TrainingError
 from babylon_rl.training.ancestry import chain, trajectories, users, with_trajectory
 from babylon_rl.training.forgetting import what_rests_on
@@ -90,6 +91,7 @@ def test_forgetting_an_agent_names_all_that_rests_on_it_and_deletes_nothing(conn
     count = "SELECT (SELECT count(*) FROM babylon_rl.snapshots), (SELECT count(*) FROM babylon_rl.checkpoints)"
     before = connection.execute(count).fetchone()
     found = what_rests_on(connection, "dan")
+    assert found.gateway == {}
     assert found.trained == [f"{W[2]}-dan"] and found.windows == [W[2]]
     assert found.snapshots == {tree["run@2-bb"]: 1}
     assert [one.checkpoint_id for one in found.checkpoints] == ["run@2-bb"] and found.promoted == []
@@ -100,6 +102,21 @@ def test_forgetting_an_agent_names_all_that_rests_on_it_and_deletes_nothing(conn
     assert everyone.commands[0] == f"babylon-rl rescore --from {W[0]} --to {W[1]}" and W[3] in everyone.commands[1]
     assert what_rests_on(connection, "nobody").trajectories == [] and what_rests_on(connection, "an").checkpoints == []
     assert connection.execute(count).fetchone() == before
+
+
+def test_forgetting_counts_what_the_gateway_holds_of_an_agent_that_was_never_scored(connection):
+    connection.execute(
+        """INSERT INTO babylon_rl.gateway_trajectories (trajectory_id, key_id, agent_id, state, started)
+           SELECT 't-' || agent, 'k', agent, 'open', '{}' FROM unnest(ARRAY['zoe', 'other']) agent"""
+    )
+    connection.execute(
+        """INSERT INTO babylon_rl.gateway_steps (trajectory_id, step_number, content, taken_at)
+           SELECT name, number, '{}', now() FROM unnest(ARRAY['t-zoe', 't-other']) name, generate_series(0, 1) number"""
+    )
+    found = what_rests_on(connection, "zoe")
+    assert found.gateway == {"gateway_trajectories": 1, "gateway_steps": 2} and found.trajectories == []
+    (told,) = [line for line in lines(found) if "gateway" in line]
+    assert "1 rows of gateway_trajectories, 2 rows of gateway_steps" in told
 
 
 def test_the_beginning_of_an_id_names_a_checkpoint_where_it_is_only_one_ones(connection, tree):

@@ -90,8 +90,10 @@ class Followed:
             try:
                 found = read(self.folder)
             except ServingError as error:
+                if self.damaged.get(name) != str(error):
+                    log.error("%s The last good one stays in force.", error)
                 self.damaged[name] = str(error)
-                log.error("%s The last good one stays in force.", error)
+                del self._seen[name]  # what could not be read for a moment is read again
                 continue
             self.damaged.pop(name, None)
             if found is not None:

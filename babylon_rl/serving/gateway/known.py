@@ -139,9 +139,10 @@ def load_known(folder: Path) -> Known:
     """What the gateway's folder says of trajectories: what is kept of deleted segments, then the segments there."""
     spool = folder / SPOOL
     while True:
+        there = segments(spool)  # before what is kept is read: what is deleted in between is missed below
         known = Known(_kept(folder))
         try:
-            for segment in segments(spool):
+            for segment in there:
                 for event in _said(spool, segment):
                     known.apply(event)
         except FileNotFoundError:  # shipped and deleted meanwhile: it is in what is kept now

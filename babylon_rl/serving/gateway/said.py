@@ -149,13 +149,15 @@ def said_step(body: dict[str, Any]) -> SaidStep:
     problems = [p for n, call in enumerate(step.llm_calls) for p in call_problems(call, f"llmCalls[{n}]")]
     if step.step_number < 0:
         problems.append(Problem("stepNumber", str(step.step_number), "at least 0"))
+    names = list(dict.fromkeys([*ids, *(call["callId"] for call in named)]))
+    problems += [Problem("callIds", UNSTORABLE, STORABLE) for name in names if not storable(name)]
     if problems:
         raise BadBody(problems)
     try:
         content = verbatim_json(body)
     except (ValueError, RecursionError) as wrong:
         raise BadBody([Problem("the body", f"what has no JSON form ({wrong})", "a JSON object")]) from None
-    return SaidStep(step.step_number, content, list(dict.fromkeys([*ids, *(call["callId"] for call in named)])))
+    return SaidStep(step.step_number, content, names)
 
 
 def whole_step(body: Mapping[str, Any], timestamp: int) -> dict[str, Any]:

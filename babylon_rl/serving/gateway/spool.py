@@ -239,12 +239,16 @@ class Spool:
     def _roll(self) -> None:
         full = self._size >= self.segment_bytes or time.monotonic() - self._begun >= self.segment_seconds
         # A segment that somebody deleted takes writes and keeps none of them.
-        if self._file >= 0 and not (full and self._size) and os.fstat(self._file).st_nlink:
+        if self._file >= 0 and not full and os.fstat(self._file).st_nlink:
             return
+        # One that stood empty is old too: by its number what is written to it now would be forgotten as old.
+        unused = segment_file(self.folder, self._segment) if self._file >= 0 and not self._size else None
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
         self._begin()
+        if unused is not None:
+            unused.unlink(missing_ok=True)
 
     def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,11 +1,14 @@
 """Request ids that are remembered within their bounds, and limits that hold over any minute."""
 
 import asyncio
+import errno
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from babylon_rl.serving.gateway.files import Followed, write_keys
 from babylon_rl.serving.gateway.limits import Admission, Sliding
 from babylon_rl.serving.gateway.memory import Answered, Attempt, Memory, Waiting, binds, call_id_of
 from babylon_rl.serving.gateway.refusals import Refused
@@ -53,6 +56,19 @@ def test_an_id_is_bound_by_a_whole_answer_and_left_free_by_what_may_pass():
         assert waiting.done.result() == "the answer"
 
     in_loop(run)
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_followed_then(tmp_path, monkeypatch):
+    followed, read = Followed(tmp_path), Path.read_bytes
+    write_keys(tmp_path, [key()])
+
+    def too_many_open_files(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_bytes", too_many_open_files)
+    assert not followed.look() and followed.damaged
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert followed.look() and followed.keys == [key()] and not followed.damaged
 
 
 def test_the_memory_is_bounded_in_number_and_time():

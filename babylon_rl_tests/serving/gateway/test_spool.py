@@ -74,6 +74,16 @@ def test_segments_roll_by_size_and_time_and_a_writer_begins_its_own(tmp_path):
     assert len(all_lines(tmp_path)) == 8
 
 
+def test_a_segment_that_stood_empty_is_not_taken_for_what_comes_later(tmp_path):
+    """Its number says how old its events may be: the gateway forgets requests by it."""
+    spool = Spool(tmp_path, segment_seconds=0.05).open()
+    time.sleep(0.1)
+    before = time.time_ns() // 1000
+    [place] = appended(spool, [1])
+    spool.close()
+    assert place.segment >= before and segments(tmp_path) == [place.segment]
+
+
 def test_a_torn_last_line_is_no_event(spool):
     appended(spool, [1])
     spool.close()

@@ -136,6 +136,7 @@ BAD = [
     (f"{ONE}/steps", step(0, llmCalls=[{"callId": "c", "porpose": "x"}]), "llmCalls[0].porpose", "purpose"),
     (f"{ONE}/steps", step(0, llmCalls=[{"model": "m", "response": "r"}]), "llmCalls[0].maxTokens", "a whole number"),
     (f"{ONE}/steps", step(0, callIds="c"), "callIds", "a list"),
+    (f"{ONE}/steps", step(0, callIds=["\ud800"]), "callIds", "surrogate"),
     (f"{ONE}/end", {"endTime": "2024-01-01T00:00:00Z"}, "endTime", "after it"),
     (f"{ONE}/end", {"finalPnl": 3.0}, "finalPnl", "finalPnL"),
     (f"{ONE}/abandon", {}, "reason", "a text"),
@@ -221,6 +222,24 @@ def test_what_is_known_outlives_the_segments_that_said_it(tmp_path):
         assert client.post(f"{ONE}/steps", json=step(reward=2.0)).status_code == 409
         assert client.post(f"{ALL}/t2/end", json=end()).status_code == 200
     assert events(tmp_path) == []
+
+
+def test_what_is_shipped_and_deleted_while_a_gateway_starts_is_known_all_the_same(tmp_path, monkeypatch):
+    with recording(tmp_path) as client:
+        assert client.post(ALL, json=start()).is_success
+    before, read = load_known(tmp_path).all(), known_module._kept
+
+    def shipped_meanwhile(folder):
+        found = read(folder)
+        monkeypatch.setattr(known_module, "_kept", read)
+        leaving = segments(folder / SPOOL)
+        keep_known(folder, leaving)
+        for segment in leaving:
+            segment_file(folder / SPOOL, segment).unlink()
+        return found
+
+    monkeypatch.setattr(known_module, "_kept", shipped_meanwhile)
+    assert before and load_known(tmp_path).all() == before
 
 
 def test_a_torn_line_and_lines_of_calls_are_passed_over_when_a_gateway_starts(tmp_path):
