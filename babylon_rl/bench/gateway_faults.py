@@ -88,7 +88,7 @@ class GatewayFaults(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_gateway_faults(calls: int, seed: int, say: Callable[[str], None]) -> GatewayFaults:
-    """Send the calls while parts are killed. Takes about a minute for 5,000 calls on two cores."""
+    """Send the calls while parts are killed, and compare what was answered with the rows."""
     with tempfile.TemporaryDirectory() as scratch, scratch_server() as (server, database):
         begun = time.monotonic()
         parts = _Parts(Path(scratch), server, database)
