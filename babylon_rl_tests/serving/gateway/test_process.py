@@ -174,9 +174,10 @@ def test_two_gateways_do_not_share_a_folder(tmp_path, upstream, monkeypatch):
     prepare(tmp_path, upstream)
     with running_gateway(tmp_path):
         monkeypatch.setattr(gateway_process, "LOCK_SECONDS", 0.1)
-        with pytest.raises(ServingError, match="Another gateway serves.*Stop it"), gateway_process._alone(tmp_path):
+        only = gateway_process._only_gateway(tmp_path)
+        with pytest.raises(ServingError, match="Another gateway serves.*Stop it"), only:
             pass
-    with gateway_process._alone(tmp_path):  # the one that ended has left it
+    with gateway_process._only_gateway(tmp_path):  # the one that ended has left it
         pass
 
 
