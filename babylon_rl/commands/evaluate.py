@@ -24,7 +24,7 @@ MOST_WINDOWS = 168  # of one Dagster run
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's id; `babylon-rl checkpoints list` shows them.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's id; `babylon-rl checkpoints` shows them.")],
     market: Annotated[
         bool, typer.Option("--market", help="Let it play the simulated market, beside what it must beat; minutes.")
     ] = False,
