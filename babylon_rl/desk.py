@@ -22,6 +22,7 @@ import psutil
 
 from babylon_rl.errors import DeskError
 from babylon_rl.materializing import dagster_environment
+from babylon_rl.serving.lifetime import ended_by_signals
 from babylon_rl.settings import REPOSITORY, Settings
 
 HOST = "127.0.0.1"
@@ -78,7 +79,7 @@ def open_desk(
     """
     folder.mkdir(parents=True, exist_ok=True)
     services: list[Service] = []
-    with _ended_by_signals(), _only_one(folder) as lock:
+    with ended_by_signals(), _only_one(folder) as lock:
         port = free_port(port)
         url = f"http://{HOST}:{port}"
         try:
@@ -240,23 +241,6 @@ def _is_ready(client: httpx.Client, url: str) -> bool:
     return all(location["locationOrLoadError"] for location in locations) and all(
         daemon["healthy"] for daemon in daemons if daemon["required"]
     )
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """A plain kill and a closed terminal end the desk as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    # Under nohup the terminal's end is ignored, and stays so.
-    wanted = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # --- one desk at a time ----------------------------------------------------------------------------

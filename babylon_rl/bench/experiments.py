@@ -1,8 +1,8 @@
 """`babylon-rl bench experiments`: how often what decides experiments is wrong, and how often it finds what is there.
 
 Experiments without an effect under the settings that could mislead it, each looked at after every block, which is all
-that hourly looks see; a planted effect at the horizon that the forecast told; ten candidates in a row; broken shares;
-a guardrail at its margin. Each is compared to a plain test that is looked at as often.
+that hourly looks see; a planted effect at the horizon that the forecast told; ten candidates in a row; broken shares.
+Each is compared to a plain test that is looked at as often.
 """
 
 import math
@@ -100,9 +100,8 @@ class Experiments(msgspec.Struct, frozen=True, kw_only=True):
 
     `family`: of ten candidates in a row without an effect, at least one promoted; `family_undeflated`: the same at 5 %
     each. `ratio_false`: planned shares that were called broken at 1 %; `ratio_needed`: assignments until 45 % instead
-    of 50 % was found, by half and by nine tenths of the streams. `guard_false`: candidates that fall by the margin of
-    a guardrail exactly and were said to fall by more. `rare_losses`: hours in which a candidate loses once all that it
-    gains, and how often it is promoted; a limit, not a figure to reach.
+    of 50 % was found, by half and by nine tenths of the streams. `rare_losses`: hours in which a candidate loses
+    once all that it gains, and how often it is promoted; a limit, not a figure to reach.
     """
 
     seed: int
@@ -113,12 +112,11 @@ class Experiments(msgspec.Struct, frozen=True, kw_only=True):
     family_undeflated: float
     ratio_false: float
     ratio_needed: tuple[int, int]
-    guard_false: float
     rare_losses: dict[int, float]
 
     @property
     def reached(self) -> bool:
-        false = [self.family, self.guard_false, *(max(each.promoted, each.harmed) for each in self.alike)]
+        false = [self.family, *(max(each.promoted, each.harmed) for each in self.alike)]
         return (
             max(false) <= ALPHA
             and self.ratio_false <= RATIO_ALPHA
@@ -151,7 +149,6 @@ class Experiments(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.family_undeflated:.2%}.",
                 f"Planned shares called broken at 1 %: {self.ratio_false:.2%}; 45 % instead of 50 % is found after "
                 f"{half} assignments in half of all streams, after {most} in nine tenths.",
-                f"A fall by exactly a guardrail's margin called larger: {self.guard_false:.2%}.",
                 "Promoted though one loss takes all gains: "
                 + ", ".join(f"{share:.1%} (one in {hours} h)" for hours, share in self.rare_losses.items())
                 + ".",
@@ -169,7 +166,7 @@ def measure_experiments(seed: int, simulations: int, say: Say) -> Experiments:
     for name, (setting, effect) in PLANTED.items():
         say(f"planted: {name}")
         planted.append(measure_planted(name, setting, effect, seed, min(simulations, POWER_SIMULATIONS)))
-    say("families, shares, guardrail")
+    say("families, shares, rare losses")
     return Experiments(
         seed=seed,
         simulations=simulations,
@@ -179,7 +176,6 @@ def measure_experiments(seed: int, simulations: int, say: Say) -> Experiments:
         family_undeflated=measure_family(seed, simulations, deflated=False),
         ratio_false=float(np.isfinite(_ratio_found(0.5, seed, simulations)).mean()),
         ratio_needed=_ratio_needed(seed, simulations),
-        guard_false=measure_guard(seed, simulations),
         rare_losses={hours: measure_rare_loss(hours, seed, min(simulations, POWER_SIMULATIONS)) for hours in RARE},
     )
 
@@ -267,18 +263,6 @@ def measure_family(seed: int, families: int, *, deflated: bool) -> float:
             hit[start : start + paths] |= (bounds(found, alpha, ALPHA, setting.horizon_blocks).low > 0).any(axis=1)
             start += paths
     return float(hit.mean())
-
-
-def measure_guard(seed: int, simulations: int) -> float:
-    """How often a share of valid actions that falls from 95 to exactly 90 % is said to fall by more than 5 points.
-
-    Four agents an arm with five actions an hour, blocks of six hours, four weeks.
-    """
-    generator, margin, blocks, hits = _stream(seed, "guard"), 0.05, 112, 0
-    for paths in _parts(simulations):
-        valid = [generator.binomial(20 * 6, share, (paths, blocks)) / (20 * 6) for share in (0.90, 0.95)]
-        hits += int((bounds(valid[0] - valid[1] + margin, ALPHA, ALPHA, blocks).high < 0).any(axis=1).sum())
-    return hits / simulations
 
 
 def measure_rare_loss(hours: int, seed: int, simulations: int) -> float:

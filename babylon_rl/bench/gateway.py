@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import tempfile
@@ -30,6 +29,7 @@ from babylon_rl.serving.gateway.files import SPOOL, write_keys, write_routes
 from babylon_rl.serving.gateway.keys import Key, secret_digest
 from babylon_rl.serving.gateway.process import RunningGateway, running_gateway
 from babylon_rl.serving.gateway.spool import lines, segments
+from babylon_rl.serving.lifetime import free_port
 from babylon_rl.serving.routing import Routes, Target
 
 LITELLM = "litellm[proxy]==1.106.2"
@@ -278,9 +278,7 @@ def _proxy(python: Path, folder: Path, port: int, core: int) -> Iterator[tuple[s
         f"      api_base: http://127.0.0.1:{port}/v1\n      api_key: none\n"
         "litellm_settings:\n  telemetry: false\n"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        own = probe.getsockname()[1]
+    own = free_port()
     quiet = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
     quiet["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # on loopback, and cheaper for it
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DATABASE_URL", "BABYLON_RL"))}

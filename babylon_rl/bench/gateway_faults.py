@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from babylon_rl.serving.gateway.keys import Key, secret_digest
 from babylon_rl.serving.gateway.memory import binds
 from babylon_rl.serving.gateway.process import gateway_command
 from babylon_rl.serving.gateway.shipper import read_status, refused_lines, waiting_bytes
+from babylon_rl.serving.lifetime import free_port
 from babylon_rl.serving.routing import Routes, Target
 
 SECRET, KEY_ID = "brl_bench_faults", "bench"
@@ -88,7 +88,7 @@ class GatewayFaults(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_gateway_faults(calls: int, seed: int, say: Callable[[str], None]) -> GatewayFaults:
-    """Send the calls while parts are killed. Takes about a minute for 5,000 calls on two cores."""
+    """Send the calls while parts are killed, and compare what was answered with the rows."""
     with tempfile.TemporaryDirectory() as scratch, scratch_server() as (server, database):
         begun = time.monotonic()
         parts = _Parts(Path(scratch), server, database)
@@ -113,7 +113,7 @@ class _Parts:
 
     def __init__(self, folder: Path, server: EmbeddedServer, database: Database) -> None:
         self.folder, self.server, self.database = folder, server, database
-        self.gateway_port, self.upstream_port = _free_port(), _free_port()
+        self.gateway_port, self.upstream_port = free_port(), free_port()
         self.kills: Counter[str] = Counter()
         self.running: dict[str, subprocess.Popen] = {}
         target = Target(checkpoint_id="c1", base_url=f"http://127.0.0.1:{self.upstream_port}/v1", model="m")
@@ -171,12 +171,6 @@ class _Parts:
 
 def _module(name: str) -> list[str]:
     return [sys.executable, "-W", "ignore", "-m", name]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 # --- clients ------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ MOST_WINDOWS = 168  # of one Dagster run
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's id; `babylon-rl checkpoints list` shows them.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's id; `babylon-rl checkpoints` shows them.")],
     market: Annotated[
         bool, typer.Option("--market", help="Let it play the simulated market, beside what it must beat; minutes.")
     ] = False,
@@ -92,7 +92,7 @@ def _wanted(
             why = "it is a base model" if found.step == 0 else "no window has the update that made it"
             raise TrainingError(
                 f"{checkpoint} has no place among the market's evaluations: {why}. A base model is a baseline of each "
-                "checkpoint that was trained on it; `babylon-rl checkpoints list` shows those."
+                "checkpoint that was trained on it; `babylon-rl checkpoints` shows those."
             )
         wanted["evaluate_in_market"] = [rows[0][0]]
     if replay is not None:

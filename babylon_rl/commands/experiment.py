@@ -84,12 +84,7 @@ def start(
             seed=seed,
         )
         planned = plan(connection, asked, who or _user(), settings, datetime.now(UTC))
-    if as_json:
-        if not (dry_run or yes):
-            raise SettingsError(
-                "With --json nothing is asked: say --yes to start, or --dry-run for the forecast alone."
-            )
-    else:
+    if not as_json:
         _tell_plan(planned)
     started = None
     if not dry_run:
@@ -98,6 +93,10 @@ def start(
             raise typer.Exit(1)
         with opened.connect() as connection:
             started = start_planned(connection, planned)
+    _tell_start(planned, started, as_json)
+
+
+def _tell_start(planned: "Planned", started: "Experiment | None", as_json: bool) -> None:
     if as_json:
         print(json.dumps({"started": started is not None, **_plain(started or planned.experiment)}))
     elif started is None:

@@ -81,20 +81,6 @@ def look(differences: Sequence[float] | np.ndarray, alpha: float, alpha_harm: fl
     )
 
 
-def worse_by(differences: Sequence[float] | np.ndarray, margin: float, alpha: float, horizon_blocks: int) -> bool:
-    """Whether the candidate is proved to lie below the baseline by more than the margin; for guardrails.
-
-    Always valid: said of a candidate that is worse by the margin or less with probability alpha at most, over all
-    looks. Of a ratio (latency) take logarithms, with the sign turned where more is worse.
-    """
-    return look(np.asarray(differences, dtype=float) + margin, alpha, alpha, horizon_blocks).harm
-
-
-def no_worse_than(differences: Sequence[float] | np.ndarray, margin: float, alpha: float, horizon_blocks: int) -> bool:
-    """Whether the candidate is proved not to lie below the baseline by the margin or more; always valid."""
-    return look(np.asarray(differences, dtype=float) + margin, alpha, alpha, horizon_blocks).promote
-
-
 def deflated_alpha(alpha: float, tried: int) -> float:
     """Alpha of the `tried`-th candidate (from 1) against one baseline: alpha * 6 / (pi^2 tried^2).
 

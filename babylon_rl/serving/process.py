@@ -6,7 +6,6 @@
 import argparse
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import httpx
 import msgspec
 
 from babylon_rl.errors import BabylonError, ServingError
+from babylon_rl.serving.lifetime import end, end_with_parent, free_port
 
 if TYPE_CHECKING:
     from babylon_rl.serving.batching import Limits
@@ -67,9 +67,7 @@ def running_endpoint(
     precision: str | None = None,
 ) -> Iterator[Endpoint]:
     """An endpoint on a free loopback port, stopped at the end. ServingError with its last output where it fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             [
@@ -92,14 +90,7 @@ def running_endpoint(
                 endpoint.load(name, folder)
             yield endpoint
         finally:
-            process.terminate()
-            try:
-                process.wait(DRAIN_SECONDS + 5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdin:
-                process.stdin.close()
+            end(process, DRAIN_SECONDS + 5)
 
 
 def _wait(process: subprocess.Popen, endpoint: Endpoint, output: tempfile._TemporaryFileWrapper) -> None:
@@ -148,19 +139,6 @@ def serve(
     )
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that started it closes our standard input."""
-    import os
-    import signal
-    import threading
-
-    def watch() -> None:
-        sys.stdin.buffer.read()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _limits(text: str) -> "Limits":
     from babylon_rl.serving.batching import Limits
 
@@ -185,7 +163,7 @@ def main() -> None:
     parser.add_argument("--limits", default="{}", help="JSON of batching.Limits: waiting, rows, cache_bytes, …")
     options = parser.parse_args()
     if options.parent_pipe:
-        _end_with_parent()
+        end_with_parent()
     try:
         serve(
             options.base,

@@ -13,6 +13,7 @@ import msgspec
 
 from babylon_rl.database.connect import Database
 from babylon_rl.serving.gateway.shipper import waiting_bytes
+from babylon_rl.serving.lifetime import end
 
 END_SECONDS = 10.0
 
@@ -39,14 +40,7 @@ def running_shipper(folder: Path, database: Database) -> Iterator[RunningShipper
         try:
             yield RunningShipper(process)
         finally:
-            process.terminate()
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdin:
-                process.stdin.close()
+            end(process, END_SECONDS)
 
 
 def await_shipped(folder: Path, seconds: float, stop: Any = lambda: False) -> int:

@@ -6,7 +6,6 @@ Each process ends when this one does, however that happens, and is started again
 import contextlib
 import fcntl
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from babylon_rl.serving.gateway.keys import Key, open_key
 from babylon_rl.serving.gateway.limits import GatewayLimits
 from babylon_rl.serving.gateway.process import running_gateway
 from babylon_rl.serving.key_store import create_key, load_keys
+from babylon_rl.serving.lifetime import ended_by_signals, free_port
 from babylon_rl.serving.shipping import await_shipped, running_shipper
 from babylon_rl.settings import Settings, without_user
 
@@ -235,13 +235,6 @@ def _lock_says(folder: Path, address: str) -> None:
     (folder / LOCK).write_text(f"{address} (process {os.getpid()})\n")
 
 
-def free_port() -> int:
-    """A port of loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 def _free(port: int) -> None:
     """ServingError where the port is taken: before a model is loaded for minutes."""
     with socket.socket() as probe:
@@ -252,19 +245,3 @@ def _free(port: int) -> None:
             raise ServingError(
                 f"Port {port} cannot be used: {error.strerror}. Name another with --port; 0 takes a free one."
             ) from None
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """A plain kill and a closed terminal end it as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    wanted = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

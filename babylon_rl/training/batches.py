@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import TrainingError
 from babylon_rl.training.lineage import new_groups, state_before
-from babylon_rl.training.runs import Checkpoint, TrainingRun, base_checkpoint, load_run
+from babylon_rl.training.runs import Checkpoint, TrainingRun, base_of, load_run
 from babylon_rl.windows import shift_window
 
 BATCHES = "batches"
@@ -62,23 +62,6 @@ def batch_ending(run: TrainingRun, window_id: str) -> list[str] | None:
     if batches is None:
         return None
     return next((batch for batch in batches if batch[-1] == window_id), [])
-
-
-def base_of(run: TrainingRun) -> Checkpoint:
-    """Step 0 of a run that is not started yet."""
-    return Checkpoint(
-        checkpoint_id=base_checkpoint(run.training_run),
-        training_run=run.training_run,
-        parent_id=None,
-        snapshot_id=None,
-        base_model=run.base_model,
-        step=0,
-        path=None,
-        weights_sha256=None,
-        last_window=None,
-        metrics={},
-        state="ready",
-    )
 
 
 def parent_at(connection: psycopg.Connection, run: TrainingRun, window_id: str) -> Checkpoint:

@@ -73,7 +73,12 @@ def start_run(connection: psycopg.Connection, run: TrainingRun) -> None:
             run.backend,
         ),
     )
-    base = Checkpoint(
+    save_checkpoint(connection, base_of(run))
+
+
+def base_of(run: TrainingRun) -> Checkpoint:
+    """Step 0 of a run, whether or not it is stored: the base model itself."""
+    return Checkpoint(
         checkpoint_id=base_checkpoint(run.training_run),
         training_run=run.training_run,
         parent_id=None,
@@ -86,7 +91,6 @@ def start_run(connection: psycopg.Connection, run: TrainingRun) -> None:
         metrics={},
         state="ready",
     )
-    save_checkpoint(connection, base)
 
 
 def precision_of_run(run: TrainingRun) -> Literal["float32", "bfloat16"]:

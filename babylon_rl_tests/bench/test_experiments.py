@@ -20,7 +20,6 @@ GOOD = Experiments(
     family_undeflated=0.09,
     ratio_false=0.004,
     ratio_needed=(1035, 2072),
-    guard_false=0.009,
     rare_losses={20: 0.02, 1_000: 0.84},
 )
 
@@ -37,7 +36,6 @@ def changed(**fields):
         changed(planted=[msgspec.structs.replace(GOOD.planted[0], power=0.79)]),
         changed(family=0.06),
         changed(ratio_false=0.02),
-        changed(guard_false=0.06),
     ],
 )
 def test_one_figure_that_is_missed_ends_the_command_with_1(missed, monkeypatch):

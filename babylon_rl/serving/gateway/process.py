@@ -5,15 +5,12 @@
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +21,7 @@ import msgspec
 from babylon_rl.errors import BabylonError, ServingError
 from babylon_rl.serving.gateway.files import LOCK, write_file
 from babylon_rl.serving.gateway.limits import GatewayLimits
+from babylon_rl.serving.lifetime import alone, end, end_with_parent
 
 if TYPE_CHECKING:
     import uvicorn
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from babylon_rl.serving.gateway.application import Gateway
 
 START_SECONDS = 120  # reading back an hour of a busy spool takes some of them
+END_SECONDS = 15.0
 LOCK_SECONDS = 5.0  # that a gateway waits for the one before it on its folder, which may still be ending
 UPSTREAM_KEY = "BABYLON_RL_UPSTREAM_KEY"
 
@@ -75,14 +74,7 @@ def running_gateway(
         try:
             yield RunningGateway(f"http://{host}:{_wait(process, port_file, output)}/v1", process)
         finally:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdin:
-                process.stdin.close()
+            end(process, END_SECONDS)
 
 
 def gateway_command(
@@ -120,7 +112,7 @@ def serve(folder: Path, host: str, port: int, limits: GatewayLimits, port_file: 
 
     from babylon_rl.serving.gateway.application import Gateway
 
-    with _alone(folder), _bound(host, port) as listening:
+    with _only_gateway(folder), _bound(host, port) as listening:
         gateway = Gateway(folder, limits, os.environ.get(UPSTREAM_KEY))
 
         class Server(uvicorn.Server):
@@ -156,23 +148,10 @@ def server_config(gateway: "Gateway") -> "uvicorn.Config":
     )
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _only_gateway(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Two gateways on one folder would both think that their segment is the newest."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(folder / LOCK, "w") as lock:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise ServingError(
-                        f"Another gateway serves from {folder}. Stop it, or give this one a folder of its own."
-                    ) from None
-                time.sleep(0.05)
-        yield
+    refusal = f"Another gateway serves from {folder}. Stop it, or give this one a folder of its own."
+    return alone(folder / LOCK, LOCK_SECONDS, refusal)
 
 
 @contextlib.contextmanager
@@ -189,18 +168,6 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         yield listening
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that started it closes our standard input."""
-
-    def watch() -> None:
-        # Not sys.stdin: its lock would keep the interpreter from ending while this thread waits.
-        while os.read(0, 4096):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> None:
     """Entry point of the gateway's process."""
     parser = argparse.ArgumentParser(prog="python -m babylon_rl.serving.gateway.process", description=__doc__)
@@ -213,7 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     if options.parent_pipe:
-        _end_with_parent()
+        end_with_parent()
     try:
         try:
             limits = msgspec.json.decode(options.limits, type=GatewayLimits)

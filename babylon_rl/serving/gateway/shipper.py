@@ -8,7 +8,6 @@ are shipped, and older than what the gateway remembers of requests, are deleted.
 import argparse
 import base64
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -24,12 +23,13 @@ import msgspec
 import psycopg
 
 from babylon_rl.database.connect import Database, open_materialized
-from babylon_rl.errors import BabylonError, DatabaseError, ServingError
+from babylon_rl.errors import BabylonError, DatabaseError
 from babylon_rl.serving.gateway.events import Event
 from babylon_rl.serving.gateway.files import SHIPPED, SPOOL, write_file
 from babylon_rl.serving.gateway.known import decode_event, keep_known
 from babylon_rl.serving.gateway.spool import lines, segment_file, segments
 from babylon_rl.serving.gateway.writing import said, write_events
+from babylon_rl.serving.lifetime import alone, watch_parent
 from babylon_rl.settings import Settings, get_settings
 
 STATUS, REFUSED, LOCK = "shipper.json", "refused.jsonl", "shipper.lock"
@@ -267,7 +267,8 @@ class _Status:
 
 def ship_until(ended: threading.Event, database: Database, folder: Path, memory_minutes: float) -> None:
     """Ship what comes until `ended` is set; where PostgreSQL is away, wait for it. ServingError: another one ships."""
-    with _alone(folder):
+    refusal = f"Another shipper ships from {folder}; one is enough. Stop it first."
+    with alone(folder / LOCK, PATIENCE_SECONDS, refusal):
         status, pause, cleaned = _Status(folder), FIRST_PAUSE, 0.0
         status.write()
         while not ended.is_set():
@@ -291,22 +292,6 @@ def ship_until(ended: threading.Event, database: Database, folder: Path, memory_
         status.write()
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(folder / LOCK, "w") as lock:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise ServingError(f"Another shipper ships from {folder}; one is enough. Stop it first.") from None
-                time.sleep(0.05)
-        yield
-
-
 def main() -> None:
     """Entry point of the shipper's process."""
     parser = argparse.ArgumentParser(prog="python -m babylon_rl.serving.gateway.shipper", description=__doc__)
@@ -322,13 +307,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     if options.parent_pipe:
-
-        def watch() -> None:
-            while os.read(0, 4096):
-                pass
-            ended.set()
-
-        threading.Thread(target=watch, daemon=True).start()
+        watch_parent(ended.set)
     try:
         settings = get_settings()
         database = _database(settings, ended)

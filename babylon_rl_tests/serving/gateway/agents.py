@@ -1,5 +1,6 @@
 """Agents that speak to the routes of trajectories, for tests: an application over a real spool, and what they send."""
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
-from babylon_rl.serving.gateway.events import CallEvent
+from babylon_rl.serving.gateway.events import CallEvent, Event
 from babylon_rl.serving.gateway.files import SPOOL
 from babylon_rl.serving.gateway.keys import Key
 from babylon_rl.serving.gateway.spool import Spool
@@ -44,6 +45,18 @@ def recording(folder: Path, key: str = "any", **options: Any) -> Iterator[httpx.
             yield client
     finally:
         spool.close()
+
+
+def spooled(folder: Path, *events: Event) -> None:
+    """Bring events to disk in a segment of their own, as a gateway that starts and ends writes them."""
+
+    async def write(spool: Spool) -> None:
+        for event in events:
+            await spool.append(event)
+
+    spool = Spool(folder / SPOOL).open()
+    asyncio.run(write(spool))
+    spool.close()
 
 
 def start(trajectory_id: str = "t1", **changes: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from babylon_rl.serving.routing import Routes, Target
 SECRET = "brl_test"
 HEADERS = {"authorization": f"Bearer {SECRET}"}
 ASK = {"model": "babylon", "messages": [{"role": "user", "content": "BUY or SELL?"}], "temperature": 0.7, "seed": 3}
+
+PATIENCE = 30.0  # seconds that what is sure to come may take on a busy machine
 
 Answering = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
@@ -120,6 +123,27 @@ class Upstream:
             loop.close()
 
 
+class Held:
+    """Makes an upstream answer only once it is let; `answering` is how it answered before."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._arrived, self._let = threading.Semaphore(0), asyncio.Event()
+        self.answering, upstream.answer = upstream.answer, self._answer
+
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        self._loop = asyncio.get_running_loop()
+        self._arrived.release()
+        await self._let.wait()
+        return await self.answering(request, body)
+
+    def await_calls(self, count: int) -> None:
+        """Until so many further calls have arrived."""
+        assert all(self._arrived.acquire(timeout=PATIENCE) for _ in range(count))
+
+    def release(self) -> None:
+        self._loop.call_soon_threadsafe(self._let.set)
+
+
 def prepare(folder: Path, upstream: Upstream, **keys: Any) -> None:
     """Routes with a promoted checkpoint and a base model, and one key."""
     promoted, base = upstream.target(), upstream.target("base")
@@ -136,7 +160,7 @@ class InProcess:
 
     def __init__(self, gateway: Gateway, address: str) -> None:
         self.gateway, self.folder, self.address = gateway, gateway.folder, address
-        self.client = httpx.Client(base_url=address, headers=HEADERS, timeout=10, trust_env=False)
+        self.client = httpx.Client(base_url=address, headers=HEADERS, timeout=PATIENCE, trust_env=False)
 
     def ask(self, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None, **changes: Any):
         return self.client.post(path, json={**ASK, **changes}, headers=headers)
@@ -183,3 +207,17 @@ def events_in(folder: Path) -> list[Event]:
 
 def calls_in(folder: Path) -> list[CallEvent]:
     return [event for event in events_in(folder) if isinstance(event, CallEvent)]
+
+
+def error_of(response: httpx.Response) -> tuple[int, str]:
+    """Status and code of an answer that has to be an error in OpenAI's shape."""
+    assert set(response.json()["error"]) == {"message", "type", "code"} and response.json()["error"]["message"]
+    return response.status_code, response.json()["error"]["code"]
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Until the condition holds; fails where it does not come to that."""
+    pause, deadline = threading.Event(), time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        pause.wait(0.01)

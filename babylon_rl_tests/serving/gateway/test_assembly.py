@@ -1,6 +1,5 @@
 """Trajectories that were recorded over HTTP, as the recordings' reader finds them."""
 
-import asyncio
 import json
 from datetime import UTC, datetime
 
@@ -12,28 +11,13 @@ from babylon_rl.recording.recorder import write_runs
 from babylon_rl.recording.records import Action, LLMCall, RecordedCall, Run, Step, Trajectory
 from babylon_rl.recording.rows import call_id
 from babylon_rl.reporting.progress import status
-from babylon_rl.serving.gateway.events import CallEvent
-from babylon_rl.serving.gateway.files import SPOOL
 from babylon_rl.serving.gateway.shipper import refused_lines, ship
-from babylon_rl.serving.gateway.spool import Spool
 from babylon_rl.serving.gateway.standing import trajectories_standing
 from babylon_rl.serving.gateway.verbatim_calls import BROKEN_OFF, answer_text, prompts, tellable
 from babylon_rl_tests.recording.runs import WINDOW, add_agents
-from babylon_rl_tests.serving.gateway.agents import START, call_event, end, recording, start, step
+from babylon_rl_tests.serving.gateway.agents import START, call_event, end, recording, spooled, start, step
 
 ALL = "/v1/trajectories"
-
-
-def asked(folder, *events: CallEvent) -> None:
-    """Calls in the spool, before what is said afterwards."""
-
-    async def write(spool):
-        for event in events:
-            await spool.append(event)
-
-    spool = Spool(folder / SPOOL).open()
-    asyncio.run(write(spool))
-    spool.close()
 
 
 def play(folder, *steps: dict, name: str = "t1", ended: dict | None = None) -> None:
@@ -84,7 +68,7 @@ def recorded_run(name: str) -> Run:
 def test_what_was_recorded_over_http_is_read_as_what_the_recorder_recorded(database, new_database, tmp_path, belongs):
     """The calls belong to their step by the headers they were asked with, or because the step names or tells them."""
     by_header = {"trajectory_id": "t1", "step_number": 0} if belongs == "headers" else {}
-    asked(tmp_path, call_event("c-1", **by_header))
+    spooled(tmp_path, call_event("c-1", **by_header))
     told = {"model": "x", "systemPrompt": "You trade.", "userPrompt": "News: good \u00e9.", "response": "BUY ACME",
             "temperature": None, "maxTokens": None, "purpose": "action", "callId": "c-1"}  # fmt: skip
     said = {"headers": {}, "callIds": {"callIds": ["c-1"]}, "named": {"llmCalls": [{"callId": "c-1"}]},
@@ -108,7 +92,7 @@ def test_what_was_recorded_over_http_is_read_as_what_the_recorder_recorded(datab
 
 
 def test_a_call_without_tokens_is_a_text_alone(database, tmp_path):
-    asked(tmp_path, call_event("c-1", trajectory_id="t1", step_number=0, token_ids=None, logprobs=None))
+    spooled(tmp_path, call_event("c-1", trajectory_id="t1", step_number=0, token_ids=None, logprobs=None))
     play(tmp_path, step())
     ship(database, tmp_path)
     [one] = read(database).usable
@@ -116,7 +100,7 @@ def test_a_call_without_tokens_is_a_text_alone(database, tmp_path):
 
 
 def test_of_several_calls_the_last_is_the_action_unless_the_step_says_which(database, tmp_path):
-    asked(
+    spooled(
         tmp_path,
         call_event("c-2", asked_at=START + 2.0, trajectory_id="t1", step_number=0),
         call_event("c-1", asked_at=START + 1.0, trajectory_id="t1", step_number=0),
@@ -133,7 +117,7 @@ def test_of_several_calls_the_last_is_the_action_unless_the_step_says_which(data
 
 
 def test_calls_of_another_agent_and_failed_ones_are_no_part_of_a_trajectory(database, tmp_path):
-    asked(
+    spooled(
         tmp_path,
         call_event("c-1", agent_id="agent-2", trajectory_id="t1", step_number=0),
         call_event("c-2", status=500, trajectory_id="t1", step_number=0),
@@ -146,7 +130,7 @@ def test_calls_of_another_agent_and_failed_ones_are_no_part_of_a_trajectory(data
 
 def test_a_stream_that_broke_off_is_no_call_of_a_step_unless_the_step_names_it_and_never_has_tokens(database, tmp_path):
     broken = {"finish_reason": BROKEN_OFF[0], "trajectory_id": "t1"}
-    asked(
+    spooled(
         tmp_path,
         call_event("c-1", step_number=0, **broken),
         call_event("c-2", step_number=0, trajectory_id="t1", asked_at=START + 400.0),
@@ -161,9 +145,9 @@ def test_a_stream_that_broke_off_is_no_call_of_a_step_unless_the_step_names_it_a
 
 def test_where_a_named_call_is_missing_no_other_is_taken_for_the_action(database, tmp_path):
     """Such as one that was still being answered when its trajectory ended: it stays in `gateway_calls`."""
-    asked(tmp_path, call_event("c-1", trajectory_id="t1", step_number=0))
+    spooled(tmp_path, call_event("c-1", trajectory_id="t1", step_number=0))
     play(tmp_path, step(callIds=["c-2"]))
-    asked(tmp_path, call_event("c-2", trajectory_id="t1", step_number=0))
+    spooled(tmp_path, call_event("c-2", trajectory_id="t1", step_number=0))
     ship(database, tmp_path)
     [one] = read(database).usable
     assert [call.purpose for call in one.steps[0].llm_calls] == ["other"] and one.not_trainable is not None
@@ -182,9 +166,9 @@ def test_abandoned_and_open_ones_reach_no_recording(database, tmp_path):
 
 
 def test_what_cannot_be_put_together_is_refused_with_the_reason_and_holds_up_nothing(database, tmp_path):
-    asked(tmp_path, call_event("c-1", trajectory_id="t1", step_number=0, response="<html>"))
+    spooled(tmp_path, call_event("c-1", trajectory_id="t1", step_number=0, response="<html>"))
     play(tmp_path, step())
-    asked(tmp_path, call_event("c-2", trajectory_id="t2", step_number=0))
+    spooled(tmp_path, call_event("c-2", trajectory_id="t2", step_number=0))
     play(tmp_path, step(), name="t2")
     for _ in range(2):  # from the beginning again: a refusal is no error of the event
         assert ship(database, tmp_path).refused == 0
@@ -197,7 +181,7 @@ def test_what_cannot_be_put_together_is_refused_with_the_reason_and_holds_up_not
 
 def test_status_tells_how_trajectories_stand_and_why_one_was_refused(database, tmp_path):
     assert trajectories_standing_of(database).line() == ""
-    asked(tmp_path, call_event("c-1", trajectory_id="t1", step_number=0, response="<html>"))
+    spooled(tmp_path, call_event("c-1", trajectory_id="t1", step_number=0, response="<html>"))
     play(tmp_path, step())
     play(tmp_path, step(callIds=["nobody"]), name="t2")
     with recording(tmp_path) as client:
@@ -273,7 +257,7 @@ def test_texts_of_requests_and_answers():
 def test_what_was_sampled_in_a_way_that_the_contract_cannot_tell_has_no_tokens(database, tmp_path):
     request = json.loads(call_event("c").request) | {"presence_penalty": 0.5}
     event = call_event("c-1", trajectory_id="t1", step_number=0)
-    asked(tmp_path, msgspec.structs.replace(event, request=json.dumps(request)))
+    spooled(tmp_path, msgspec.structs.replace(event, request=json.dumps(request)))
     play(tmp_path, step())
     ship(database, tmp_path)
     assert [one.provenance for one in read(database).usable] == ["no_logprobs"]

@@ -1,6 +1,5 @@
 """The shipper: each event of the spool is in PostgreSQL once, whatever it meets, and what cannot be is put aside."""
 
-import asyncio
 import time
 
 import msgspec
@@ -11,20 +10,8 @@ from babylon_rl.errors import DatabaseError
 from babylon_rl.serving.gateway.events import EndEvent, GapEvent, StartEvent, StepEvent
 from babylon_rl.serving.gateway.files import SHIPPED, SPOOL
 from babylon_rl.serving.gateway.shipper import delete_shipped, refused_lines, ship, waiting_bytes
-from babylon_rl.serving.gateway.spool import Spool, segment_file, segments
-from babylon_rl_tests.serving.gateway.agents import call_event, end, recording, start, step
-
-
-def append(folder, *events) -> None:
-    """Events in a segment of their own, as a gateway that starts and ends writes them."""
-
-    async def write(spool):
-        for event in events:
-            await spool.append(event)
-
-    spool = Spool(folder / SPOOL).open()
-    asyncio.run(write(spool))
-    spool.close()
+from babylon_rl.serving.gateway.spool import segment_file, segments
+from babylon_rl_tests.serving.gateway.agents import call_event, end, recording, spooled, start, step
 
 
 def rows(database: Database, query: str) -> list[tuple]:
@@ -42,7 +29,7 @@ def newest(folder):
 
 def test_a_call_is_written_to_the_letter(database, tmp_path):
     event = call_event("c1", trajectory_id="t1", step_number=3, experiment_id="e1", first_byte_ms=3.5)
-    append(tmp_path, event, GapEvent(gap_id="g1", since=1.0, until=2.5, calls=7, reason="disk full"))
+    spooled(tmp_path, event, GapEvent(gap_id="g1", since=1.0, until=2.5, calls=7, reason="disk full"))
     assert ship(database, tmp_path) == (2, 0, 0)
     with database.connect() as connection:
         cursor = connection.execute("SELECT * FROM babylon_rl.gateway_calls")
@@ -54,9 +41,9 @@ def test_a_call_is_written_to_the_letter(database, tmp_path):
 
 
 def test_shipping_goes_on_where_it_stopped_and_from_the_beginning_without_a_place(database, tmp_path):
-    append(tmp_path, call_event("c1"), call_event("c2"))
+    spooled(tmp_path, call_event("c1"), call_event("c2"))
     assert ship(database, tmp_path).events == 2
-    append(tmp_path, call_event("c3"))
+    spooled(tmp_path, call_event("c3"))
     assert waiting_bytes(tmp_path) > 0
     assert ship(database, tmp_path) == (1, 0, 0)
     (tmp_path / SHIPPED).unlink()
@@ -67,7 +54,7 @@ def test_shipping_goes_on_where_it_stopped_and_from_the_beginning_without_a_plac
 
 
 def test_a_torn_line_waits_for_its_end_while_its_segment_is_open_and_is_passed_over_afterwards(database, tmp_path):
-    append(tmp_path, call_event("c1"))
+    spooled(tmp_path, call_event("c1"))
     line = msgspec.json.encode(call_event("c2")) + b"\n"
     with newest(tmp_path).open("ab") as file:
         file.write(line[:100])
@@ -77,13 +64,13 @@ def test_a_torn_line_waits_for_its_end_while_its_segment_is_open_and_is_passed_o
     assert ship(database, tmp_path).events == 1
     with newest(tmp_path).open("ab") as file:
         file.write(line[:100])
-    append(tmp_path, call_event("c3"))
+    spooled(tmp_path, call_event("c3"))
     assert ship(database, tmp_path) == (1, 0, 0)
     assert calls(database) == ["c1", "c2", "c3"]
 
 
 def test_one_event_that_cannot_be_written_holds_up_no_other_and_is_put_aside_once(database, tmp_path):
-    append(
+    spooled(
         tmp_path,
         call_event("c1"),
         call_event("c2", token_ids=[2**40], logprobs=[0.0]),
@@ -93,7 +80,7 @@ def test_one_event_that_cannot_be_written_holds_up_no_other_and_is_put_aside_onc
     )
     with newest(tmp_path).open("ab") as file:
         file.write(b'{"type":"else"}\nno json\xff\n')
-    append(tmp_path, call_event("c5"))
+    spooled(tmp_path, call_event("c5"))
     assert ship(database, tmp_path)[:2] == (3, 5)
     (tmp_path / SHIPPED).unlink()
     assert ship(database, tmp_path)[:2] == (3, 5)
@@ -105,7 +92,7 @@ def test_one_event_that_cannot_be_written_holds_up_no_other_and_is_put_aside_onc
 
 
 def test_nul_and_halves_of_surrogate_pairs_are_kept_as_in_all_recordings(database, tmp_path):
-    append(tmp_path, call_event("c1", request="a\x00b", sampling={"stop": "x\x00y"}))
+    spooled(tmp_path, call_event("c1", request="a\x00b", sampling={"stop": "x\x00y"}))
     line = msgspec.json.encode(call_event("c2", response="HALF")).replace(b"HALF", b"a\\ud800b")
     with newest(tmp_path).open("ab") as file:
         file.write(line + b"\n")
@@ -115,7 +102,7 @@ def test_nul_and_halves_of_surrogate_pairs_are_kept_as_in_all_recordings(databas
 
 
 def test_without_a_server_nothing_moves_and_nothing_is_lost(tmp_path, database):
-    append(tmp_path, call_event("c1"))
+    spooled(tmp_path, call_event("c1"))
     away = Database("postgresql://nobody:hidden@127.0.0.1:1/none", embedded=False)
     with pytest.raises(DatabaseError) as caught:
         ship(away, tmp_path)
@@ -124,23 +111,23 @@ def test_without_a_server_nothing_moves_and_nothing_is_lost(tmp_path, database):
 
 
 def test_a_schema_that_is_missing_is_waited_for_and_no_fault_of_the_events(tmp_path, new_database):
-    append(tmp_path, call_event("c1"))
+    spooled(tmp_path, call_event("c1"))
     with pytest.raises(DatabaseError, match="babylon-rl db migrate"):
         ship(new_database(), tmp_path)
     assert refused_lines(tmp_path) == [] and waiting_bytes(tmp_path) > 0
 
 
 def test_segments_go_when_they_are_shipped_and_older_than_what_requests_are_remembered_for(database, tmp_path):
-    append(tmp_path, call_event("c1"))
-    append(tmp_path, call_event("c2"))
-    append(tmp_path, call_event("c3"))
+    spooled(tmp_path, call_event("c1"))
+    spooled(tmp_path, call_event("c2"))
+    spooled(tmp_path, call_event("c3"))
     now, there = time.time(), segments(tmp_path / SPOOL)
     assert delete_shipped(tmp_path, 60, now + 7200) == 0  # nothing is shipped
     ship(database, tmp_path)
     assert delete_shipped(tmp_path, 60, now) == 0  # all is young
     assert delete_shipped(tmp_path, 60, now + 7200) == 2
     assert segments(tmp_path / SPOOL) == there[-1:]  # the newest may still be written to
-    append(tmp_path, call_event("c4"))
+    spooled(tmp_path, call_event("c4"))
     assert ship(database, tmp_path) == (1, 0, 0)
 
 
@@ -148,7 +135,7 @@ def test_what_was_said_of_a_trajectory_outlives_its_segments(database, tmp_path)
     with recording(tmp_path) as client:
         assert client.post("/v1/trajectories", json=start()).is_success
         assert client.post("/v1/trajectories/t1/steps", json=step()).is_success
-    append(tmp_path, call_event("c1"))
+    spooled(tmp_path, call_event("c1"))
     ship(database, tmp_path)
     assert delete_shipped(tmp_path, 60, time.time() + 7200) == 1
     with recording(tmp_path) as client:
@@ -162,10 +149,10 @@ def test_what_contradicts_a_trajectory_that_is_there_is_put_aside(database, tmp_
     begun = StartEvent(trajectory_id="t1", key_id="k", agent_id="a", body={"startTime": 5}, at=1.0)
     ended = EndEvent(trajectory_id="t1", body={"endTime": 6}, at=2.0)
     taken = StepEvent(trajectory_id="t1", step_number=0, content='{"x":1}', call_ids=[], at=1.5)
-    append(tmp_path, begun, begun, ended, ended)  # equal ones are one
+    spooled(tmp_path, begun, begun, ended, ended)  # equal ones are one
     assert ship(database, tmp_path)[:2] == (4, 0)
     replace = msgspec.structs.replace
-    append(tmp_path, replace(begun, agent_id="b"), taken, replace(ended, body={"endTime": 7}), ended, begun)
+    spooled(tmp_path, replace(begun, agent_id="b"), taken, replace(ended, body={"endTime": 7}), ended, begun)
     assert ship(database, tmp_path)[:2] == (2, 3)
     reasons = [one["reason"] for one in refused_lines(tmp_path)]
     assert ["otherwise" in reasons[0], "no more steps" in reasons[1], "already" in reasons[2]] == [True] * 3

@@ -17,6 +17,7 @@ import pytest
 from babylon_rl.database.connect import Database
 from babylon_rl.database.embedded import APPLICATION_DATABASE, EmbeddedServer
 from babylon_rl.database.migrate import migrate
+from babylon_rl.errors import ServingError
 from babylon_rl.serving.gateway import shipper
 from babylon_rl.serving.gateway.events import CallEvent, EndEvent, Event, StartEvent, StepEvent
 from babylon_rl.serving.gateway.files import SPOOL
@@ -184,7 +185,7 @@ def test_of_two_shippers_of_a_folder_one_ships(database, tmp_path, monkeypatch):
     until(lambda: read_status(tmp_path) is not None)
     monkeypatch.setattr(shipper, "PATIENCE_SECONDS", 0.1)
     try:
-        with pytest.raises(shipper.ServingError, match="Another shipper"):
+        with pytest.raises(ServingError, match="Another shipper"):
             ship_until(ended, database, tmp_path, 60)
     finally:
         ended.set()
