@@ -8,7 +8,7 @@ Extensions carry vLLM's names: `structured_outputs.choice`, `return_token_ids`, 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,21 @@ LONG_LETTERS = 20_000
 
 
 def build_application(
-    policy: Policy, base_name: str, adapters: Mapping[str, str] | None = None, limits: Limits | None = None
+    policy: Policy,
+    base_name: str,
+    adapters: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+    died: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """The application; `base_name` is the name under which the base model answers, `adapters` those loaded now."""
+    """The application; `base_name` is the name under which the base model answers, `adapters` those loaded now.
+
+    `died`: as of `Engine`.
+    """
     held, metrics, token_bytes = Adapters(policy, base_name), EndpointMetrics(), TokenBytes(policy.tokenizer)
     for name, folder in (adapters or {}).items():
         with private_copy(Path(folder)) as (copy, digest):
             held.load(name, copy, digest, folder, in_place=False)
-    engine = Engine(policy, held, limits or Limits(), metrics)
+    engine = Engine(policy, held, limits or Limits(), metrics, died)
     began = int(time.time())
 
     @contextlib.asynccontextmanager

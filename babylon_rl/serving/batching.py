@@ -72,10 +72,21 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engine:
-    """The thread that owns the model. `submit`, `cancel` and `between_steps` may be called from any thread."""
+    """The thread that owns the model. `submit`, `cancel` and `between_steps` may be called from any thread.
 
-    def __init__(self, policy: Policy, adapters: Adapters, limits: Limits, metrics: EndpointMetrics) -> None:
+    `died`: called in it where it ends though nobody stopped it; nothing answers from then on.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        adapters: Adapters,
+        limits: Limits,
+        metrics: EndpointMetrics,
+        died: Callable[[], None] = lambda: None,
+    ) -> None:
         self.policy, self.adapters, self.limits, self.metrics = policy, adapters, limits, metrics
+        self._died = died
         self._condition = threading.Condition()
         self._arrived: deque[Call] = deque()
         self._changes: deque[Callable[[], None]] = deque()
@@ -150,7 +161,7 @@ class Engine:
                 while self._take():
                     self._cycle()
         finally:
-            self._stopping = True
+            stopped, self._stopping = self._stopping, True
             with self._condition:
                 left = list(self._open)
                 changes = list(self._changes)
@@ -158,6 +169,8 @@ class Engine:
                 self._end(call, Progress(error=NotReady("The endpoint has ended.")))
             for change in changes:
                 change()
+            if not stopped:
+                self._died()
 
     def _take(self) -> bool:
         """Wait for work and take it in; False when the engine is to end."""

@@ -121,6 +121,9 @@ def serve(
 
     `precision`: as of `Policy`, and as of the trainer that reads what was sampled here.
     """
+    import os
+    import signal
+
     import uvicorn
 
     from babylon_rl.serving.application import build_application
@@ -129,7 +132,8 @@ def serve(
     use_threads(threads)
     policy = Policy(base_folder, device, precision)
     uvicorn.run(
-        build_application(policy, name, adapters, limits),
+        # A process that answers nothing any more ends, so that who keeps it starts another.
+        build_application(policy, name, adapters, limits, died=lambda: os.kill(os.getpid(), signal.SIGTERM)),
         host=host,
         port=port,
         log_level="warning",

@@ -1,6 +1,7 @@
 """Decoding in lanes: whoever joins, leaves or shares a beginning, each answer is the one that the request has alone."""
 
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from babylon_rl.serving.adapters import Adapters
+from babylon_rl.serving.batching import Call, Engine, Limits
 from babylon_rl.serving.decoding import Lane, Row
 from babylon_rl.serving.drawing import Draw, draw_tokens
 from babylon_rl.serving.kept_keys import Prefixes
+from babylon_rl.serving.metrics import EndpointMetrics
+from babylon_rl.serving.refusals import NotReady
 from babylon_rl.serving.requests import with_prompt
 from babylon_rl.serving.texts import TextSoFar, TokenBytes
 from babylon_rl.training.policy import Answer, Policy, use_threads
@@ -131,3 +136,22 @@ def test_the_bytes_of_tokens_make_up_the_text(shared):
     *tokens, end = shared.chat.answer(text)
     assert bytes(byte for token in tokens for byte in known.of(token)).decode() == text
     assert known.of(end) is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_dies_ends_its_calls_and_says_so_and_one_that_is_stopped_does_not(shared):
+    died, told, ended = [], [], threading.Event()
+
+    def broken():
+        raise RuntimeError("weights cannot be taken out")
+
+    adapters = Adapters(shared, "tiny")
+    adapters.free = broken
+    engine = Engine(shared, adapters, Limits(), EndpointMetrics(), lambda: (died.append(1), ended.set()))
+    engine.start()
+    engine.submit(Call(with_prompt(shared, request("Hello", 0, max_tokens=50)), told.append))
+    assert ended.wait(30) and died == [1] and isinstance(told[-1].error, NotReady) and not engine.alive
+    stopped = Engine(shared, Adapters(shared, "tiny"), Limits(), EndpointMetrics(), lambda: died.append(2))
+    stopped.start()
+    stopped.stop()
+    assert died == [1]
