@@ -14,7 +14,7 @@ import pytest
 
 from babylon_rl.serving.gateway.files import SPOOL
 from babylon_rl.serving.supervision import Serving
-from babylon_rl_tests.serving.gateway.stand_in import Upstream
+from babylon_rl_tests.serving.gateway.stand_in import Upstream, wait_until
 
 ASK = {"messages": [{"role": "user", "content": "BUY or SELL?"}], "max_tokens": 2}
 
@@ -57,7 +57,12 @@ def test_it_tells_how_to_call_it_answers_records_and_ends_cleanly(started, datab
     assert httpx.post(url, json=ASK).status_code == 401
     answer = httpx.post(url, json=ASK, headers={**headers, "Idempotency-Key": "first"}, timeout=60)
     assert answer.status_code == 200 and answer.headers["x-babylon-arm"] == "base"
-    status = json.loads(run("serve", "--status", "--json", "--database", database.url).stdout)
+
+    def told_status() -> dict:
+        return json.loads(run("serve", "--status", "--json", "--database", database.url).stdout)
+
+    wait_until(lambda: "promoted" in told_status()["served"])  # what is served is booked right after it is said
+    status = told_status()
     assert status["gateway"]["status"] == "ok" and status["served"]["promoted"]["checkpoint"] == "tiny"
     assert status["gaps"] == {"gaps": 0, "calls": 0} and status["refused"] == []
     twice = run("serve", "--port", "0", "--model", "tiny", "--database", database.url)
