@@ -60,7 +60,8 @@ def promote_checkpoint(
     favoured = decided is not None or (evidence is not None and evidence["decision"] == PROMOTE)
     if not favoured and not despite_evidence:
         raise ServingError(
-            f"Not promoted. {said} Evaluate it on later windows, or say despite_evidence with the reason in why."
+            f"Not promoted. {said} Evaluate it on later windows, or say despite_evidence (--despite-evidence) "
+            "with the reason in why."
         )
     served = promoted(connection)
     booked = promote(

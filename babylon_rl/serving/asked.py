@@ -77,6 +77,8 @@ def parse_request(body: dict[str, Any], base_name: str) -> SampleRequest:
     outputs = body.get("structured_outputs") or {}
     if set(outputs) - {"choice"} and any(outputs[name] is not None for name in set(outputs) - {"choice"}):
         raise Refused("Of structured_outputs this endpoint knows choice alone.", "structured_outputs")
+    if not isinstance(body.get("messages"), list):
+        raise Refused("messages is missing, or no list: send at least one message with role and content.", "messages")
     choices = outputs.get("choice", body.get("guided_choice"))
     seed, stop = body.get("seed"), body.get("stop")
     try:

@@ -92,6 +92,13 @@ def routes_for(wanted: Wanted, actual: Actual) -> Routes:
     if promoted is None and wanted.promoted in actual.refused and wanted.spare in actual.fresh:
         promoted = actual.ready[wanted.spare]  # after a restart the old one is what was promoted before
     base = _switched(wanted.base, before.base, actual)
+    if (
+        promoted is None
+        and before.base is None
+        and wanted.promoted is not None
+        and wanted.promoted not in actual.refused
+    ):
+        base = None  # after a start agents wait for what is promoted, and do not get the base model meanwhile
     candidate = None
     standing = promoted or base
     if wanted.experiment is not None and standing is not None and standing.checkpoint_id == wanted.baseline:

@@ -5,7 +5,7 @@ import random
 import msgspec
 import pytest
 
-from babylon_rl.serving.deployment import NOTHING, Actual, Prepare, Retire, Route, Wanted, plan, unrouted
+from babylon_rl.serving.deployment import NOTHING, Actual, Prepare, Retire, Route, Wanted, plan, routes_for, unrouted
 from babylon_rl.serving.routing import ExperimentRoute, Routes, Target
 
 IDS = ["run@0", "run@1", "run@2", "run@3"]
@@ -138,6 +138,22 @@ def test_the_one_before_serves_also_where_the_refusal_came_long_after_its_attest
     ready = {name: target(name) for name in ("run@0", "run@1")}
     late = Actual(ready=ready, fresh=frozenset({"run@0"}), refused=frozenset({"run@2"}))
     assert settled(wanted, late).routes.promoted == target("run@1")
+
+
+def test_after_a_restart_the_base_model_answers_nobody_while_the_promoted_checkpoint_loads():
+    wanted = Wanted(promoted="run@1", base="run@0", spare="run@0")
+    first = Actual(ready={"run@0": target("run@0")}, fresh=frozenset({"run@0"}), busy=frozenset({"run@1"}))
+    routes = routes_for(wanted, first)
+    assert routes.promoted is None and routes.base is None
+    refused = msgspec.structs.replace(first, busy=frozenset(), refused=frozenset({"run@1"}))
+    without_spare = msgspec.structs.replace(wanted, spare=None)
+    assert settled(without_spare, refused).routes.base == target("run@0")
+
+
+def test_a_first_promotion_leaves_the_base_model_answering_while_it_loads():
+    wanted = Wanted(promoted="run@1", base="run@0")
+    base = settled(Wanted(promoted=None, base="run@0"), Actual())
+    assert routes_for(wanted, msgspec.structs.replace(base, busy=frozenset({"run@1"}))).base == target("run@0")
 
 
 def test_a_rollback_loads_nothing_and_attests_again():

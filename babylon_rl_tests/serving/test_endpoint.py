@@ -79,6 +79,7 @@ def test_free_text_ends_at_max_tokens(client):
     ("changes", "said"),
     [
         ({"n": 99}, "n is 1 to 16"),
+        ({"messages": None}, "messages is missing"),
         ({"messages": []}, "at least one message"),
         ({"messages": [{"role": "user"}]}, "not a chat completion"),
         ({"structured_outputs": {"choice": []}}, "at least one answer"),
