@@ -47,7 +47,7 @@ ui: install ## open Dagster, sensors on, on what is in the database; Ctrl-C ends
 # A machine of CI is set up for the suite alone; on anybody else's nothing is installed system-wide unasked.
 test: install $(if $(filter true,$(CI)),browser node) typescript ## the whole test suite; what needs chromium or node is skipped without them
 	@# A file's tests share processes and stay together. Each worker may hold a model: two of them at most.
-	$(CLEAN) $(RUN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(CLEAN) $(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 browser: ## Debian's chromium for the browser test; needs root
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
+
 from babylon_rl.database.connect import Database
 from babylon_rl.errors import BabylonError, ServingError
 from babylon_rl.serving.deployer import Deployer, Pace
@@ -148,6 +150,15 @@ class Serving:
         self.shipper.look()
         self.deployer.look()
 
+    def answers(self) -> bool:
+        """Whether agents can call: something is routed, and the gateway has read it."""
+        if not (self.deployer.routes.promoted or self.deployer.routes.base):
+            return False
+        try:
+            return httpx.get(f"{self.address}/ready", timeout=2, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
     def close(self) -> None:
         """End the gateway, ship what is spooled, end shipper and endpoints."""
         self._stack.close()
@@ -171,7 +182,7 @@ def serve(
             told = False
             while True:
                 serving.look()
-                if not told and (serving.deployer.routes.promoted or serving.deployer.routes.base):
+                if not told and serving.answers():
                     told = True
                     yield serving
                 time.sleep(LOOK_SECONDS)

@@ -56,7 +56,7 @@ def test_it_tells_how_to_call_it_answers_records_and_ends_cleanly(started, datab
     url, headers = f"{told['base_url']}/chat/completions", {"Authorization": f"Bearer {told['key']}"}
     assert httpx.post(url, json=ASK).status_code == 401
     answer = httpx.post(url, json=ASK, headers={**headers, "Idempotency-Key": "first"}, timeout=60)
-    assert answer.status_code == 200 and answer.headers["x-babylon-arm"] == "base"
+    assert answer.status_code == 200 and answer.headers["x-babylon-arm"] == "base", answer.text
 
     def told_status() -> dict:
         return json.loads(run("serve", "--status", "--json", "--database", database.url).stdout)
